@@ -1,0 +1,242 @@
+"""One label for each image: binary and multiclass classification."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from lit_transfer.heads import set_bias_from_counts
+from lit_transfer.modules._saved import ENTRY
+from lit_transfer.modules._told_by_data import agreed_number, classes_source, listed
+from lit_transfer.modules.transfer_module import RunStage, TransferModule
+
+
+class ImageClassifier(TransferModule):
+    """Classify images into two or more classes, each image into exactly one.
+
+    Logged on validation and test data: `val_loss`, `val_acc` (share of right answers), `val_top5` (with more than
+    five classes), `val_f1` and `val_auroc` (means over the classes); the confusion matrix is kept as
+    `confusion["val"]`, rows being the true classes. Two classes are two outputs under a softmax.
+
+    Attributes:
+        class_names: Names of the classes in the order of the outputs, or None if nobody told them.
+        confusion: The confusion matrix (num_classes, num_classes) of each stage that ran last, as counts.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        weights: str | None = "DEFAULT",
+        *,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        head: str | nn.Module = "linear",
+        dropout: float = 0.0,
+        in_channels: int = 3,
+        input_size: int | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        label_smoothing: float = 0.0,
+        init_bias: bool = True,
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        backbone_lr_factor: float = 0.1,
+        layer_decay: float | None = None,
+    ) -> None:
+        """Build the backbone with its weights, and the head where the number of classes is known.
+
+        Args:
+            backbone: A name of `list_backbones`, `timm/NAME`, or a module whose classifier is cut off.
+            weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
+            num_classes: Number of classes; None takes it from `class_names` or from the data.
+            class_names: Names in the order of the outputs; None takes them from the data.
+            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to (N, num_classes).
+            dropout: Probability with which a feature is dropped before the head's last layer.
+            in_channels: Channels of the images; the first convolution is adapted.
+            input_size: Side of the images in pixels; None for the size that the weights were made with.
+            class_weights: A weight for each class in the loss, or `"balanced"` for the inverse of its frequency.
+            label_smoothing: Share of the target's probability that is spread over all classes.
+            init_bias: Start the head's bias at the logarithms of the class frequencies, if the data tells them and
+                no class weights are given.
+            optimizer: Makes the optimizer from parameter groups; its `lr` is the head's.
+            lr_scheduler: Makes the scheduler from the optimizer, stepped after each epoch; None for a linear warm-up
+                and half a cosine over the run's own number of steps, stepped after each batch.
+            backbone_lr_factor: The backbone's rate as a multiple of the head's; 0 leaves its weights as they are, but
+                computes all gradients: freezing is cheaper.
+            layer_decay: Multiplies the rate once more for every stage further from the head.
+
+        Raises:
+            ValueError: If `num_classes`, `class_names`, `class_weights` or `head` contradict each other.
+        """
+        self.class_names = class_names
+        self._class_weights = class_weights
+        self._class_counts: list[int] | None = None
+        self._label_smoothing = label_smoothing
+        self._init_bias = init_bias and class_weights is None
+        num_classes = agreed_number(num_classes, class_names)
+        super().__init__(
+            backbone,
+            weights,
+            num_outputs=num_classes,
+            head=head,
+            dropout=dropout,
+            in_channels=in_channels,
+            input_size=input_size,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            backbone_lr_factor=backbone_lr_factor,
+            layer_decay=layer_decay,
+        )
+        self.confusion: dict[str, Tensor] = {}
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, or None before the data told it."""
+        return self.num_outputs
+
+    def configure_loss(self) -> nn.Module:
+        """Cross entropy with the class weights and the label smoothing that were asked for."""
+        return nn.CrossEntropyLoss(weight=self._weights_of_classes(), label_smoothing=self._label_smoothing)
+
+    def _weights_of_classes(self) -> Tensor | None:
+        if self._class_weights is None:
+            return None
+        if self._class_weights == "balanced":
+            # Without the data's counts (a checkpoint that is only evaluated) the buffer is filled from the file.
+            counts = torch.tensor(self._class_counts or [1] * (self.num_classes or 1), dtype=torch.float32)
+            return counts.sum() / (len(counts) * counts.clamp(min=1))
+        if len(self._class_weights) != self.num_classes:
+            raise ValueError(f"class_weights has {len(self._class_weights)} values for {self.num_classes} classes.")
+        return torch.tensor(self._class_weights, dtype=torch.float32)
+
+    def configure_metrics(self) -> dict[str, Metric]:
+        """Accuracy, accuracy among the first five, F1 and AUROC, the latter two as means over the classes."""
+        classes = self.num_classes or 2
+        metrics: dict[str, Metric] = {
+            "acc": MulticlassAccuracy(classes, average="micro"),
+            "f1": MulticlassF1Score(classes, average="macro"),
+            "auroc": MulticlassAUROC(classes, average="macro"),
+        }
+        if classes > 5:
+            metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
+        return metrics
+
+    def _build(self) -> None:
+        """Build what is missing, and the confusion matrices, which are no scalars to log."""
+        super()._build()
+        if not self._has("val_confusion"):
+            self.val_confusion = MulticlassConfusionMatrix(self.num_classes or 2)
+            self.test_confusion = self.val_confusion.clone()
+
+    def reset_head(  # type: ignore[override]  # a classifier counts classes, not outputs
+        self,
+        *,
+        num_classes: int | None = None,
+        class_names: list[str] | None = None,
+        head: str | nn.Module | None = None,
+    ) -> None:
+        """Put a fresh head on the backbone, which stays as it is.
+
+        Args:
+            num_classes: Number of the new classes; None takes it from `class_names`, or keeps it.
+            class_names: Their names; None forgets the old ones.
+            head: Name or module; None keeps the kind.
+
+        Raises:
+            RuntimeError: If optimizers exist that hold the old head's parameters.
+            ValueError: If the number of names is not `num_classes`.
+        """
+        number = agreed_number(num_classes, class_names)
+        self._refuse_with_optimizers()
+        self.class_names = class_names
+        self._forget("val_confusion", "test_confusion")
+        super().reset_head(num_outputs=number, head=head)
+
+    def setup(self, stage: str) -> None:
+        """Take the classes from the data where they were not given, and refuse data that contradicts.
+
+        Raises:
+            ValueError: If the data has other classes than this module, or does not tell what is asked of it.
+        """
+        told = classes_source(self.trainer)
+        names = getattr(told, "class_names", None) or getattr(told, "classes", None)
+        self._agree_with_data(len(names) if names else getattr(told, "num_classes", None), list(names or []))
+        self._class_counts = getattr(told, "class_counts", None) or self._class_counts
+        if self._class_weights == "balanced" and stage == "fit":
+            self._balance()
+        super().setup(stage)
+        if stage == "fit" and self._head_is_fresh and self._init_bias and self._class_counts:
+            set_bias_from_counts(self.head, self._class_counts)
+            self._head_is_fresh = False
+
+    def _balance(self) -> None:
+        if not self._class_counts:
+            raise ValueError(
+                "class_weights='balanced' needs the number of examples of each class, which the data does not tell "
+                "(class_counts): give the weights as a list."
+            )
+        self._forget("loss")
+
+    def _agree_with_data(self, number: int | None, names: list[str]) -> None:
+        if number is not None and self.num_classes is not None and number != self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes} contradicts the data, which has {number} classes"
+                f"{f' ({listed(names)})' if names else ''}: leave num_classes out, or give other data."
+            )
+        if names and self.class_names and names != self.class_names:
+            raise ValueError(
+                f"class_names ({listed(self.class_names)}) contradict the data's classes ({listed(names)}): "
+                "leave class_names out, or call reset_head for new classes."
+            )
+        self.num_outputs = self.num_outputs or number
+        self.class_names = self.class_names or names or None
+
+    def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
+        """Update the metrics of a stage, and its confusion matrix, with logits (N, num_classes) and labels (N,)."""
+        super().update_metrics(stage, answer, target)
+        if stage != "train":
+            self._confusion_metric(stage).update(answer, target)
+
+    def _confusion_metric(self, stage: str) -> MulticlassConfusionMatrix:
+        metric: MulticlassConfusionMatrix = getattr(self, f"{stage}_confusion")
+        return metric
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the confusion matrix of the validation data."""
+        self._keep_confusion("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the confusion matrix of the test data."""
+        self._keep_confusion("test")
+
+    def _keep_confusion(self, stage: RunStage) -> None:
+        metric = self._confusion_metric(stage)
+        if not self.trainer.sanity_checking:
+            self.confusion[stage] = metric.compute().cpu()
+        metric.reset()
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Give the probabilities (N, num_classes) for a batch of images, with or without targets."""
+        return super().predict_step(batch, batch_idx).softmax(dim=-1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the names of the classes beside what the base class writes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[ENTRY]["class_names"] = self.class_names
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the names of the classes, and refuse a checkpoint with others than the data's.
+
+        Raises:
+            ValueError: If the checkpoint has other classes than this module has by now.
+        """
+        saved = checkpoint.get(ENTRY, {})
+        self._agree_with_data(saved.get("num_outputs"), saved.get("class_names") or [])
+        super().on_load_checkpoint(checkpoint)

@@ -1,0 +1,294 @@
+"""The base of all modules: a pretrained backbone, a head, and four hooks to make it one's own."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from typing_extensions import Self
+
+from lit_transfer.backbones import Backbone, Preprocessing, create_backbone
+from lit_transfer.heads import check_head, create_head
+from lit_transfer.modules._learning_rate import warmup_cosine
+from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, resolve_class
+from lit_transfer.parameter_groups import param_groups
+from lit_transfer.stages import Stage
+from lit_transfer.weights import open_checkpoint
+
+RunStage = Literal["train", "val", "test"]
+
+
+class TransferModule(LightningModule):
+    """A pretrained backbone under a new head, trained with one rate for the head and a smaller one for the backbone.
+
+    Derive from it and override what your task needs: `configure_head`, `configure_loss`, `configure_metrics` and
+    `step(batch, stage) -> loss`. They run at the end of this `__init__` where `num_outputs` is known, otherwise in
+    `setup`; `self.backbone` and `self.hparams` exist by then. Every method of LightningModule stays open.
+
+    The loss is logged as `train_loss`, `val_loss` and `test_loss`; metrics with the prefixes `val_` and `test_`.
+    """
+
+    loss: nn.Module
+    val_metrics: MetricCollection
+    test_metrics: MetricCollection
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        weights: str | None = "DEFAULT",
+        *,
+        num_outputs: int | None = None,
+        head: str | nn.Module = "linear",
+        dropout: float = 0.0,
+        in_channels: int = 3,
+        input_size: int | None = None,
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        backbone_lr_factor: float = 0.1,
+        layer_decay: float | None = None,
+    ) -> None:
+        """Build the backbone with its weights, and the head where its width is known.
+
+        Args:
+            backbone: A name of `list_backbones`, `timm/NAME`, or a module whose classifier is cut off.
+            weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
+            num_outputs: Width of the head's answer; None if the data or `configure_head` tells.
+            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to the answer.
+            dropout: Probability with which a feature is dropped before the head's last layer.
+            in_channels: Channels of the images; the first convolution is adapted.
+            input_size: Side of the images in pixels; None for the size that the weights were made with.
+            optimizer: Makes the optimizer from parameter groups; its `lr` is the head's.
+            lr_scheduler: Makes the scheduler from the optimizer, stepped after each epoch; None for a linear warm-up
+                and half a cosine over the run's own number of steps, stepped after each batch.
+            backbone_lr_factor: The backbone's rate as a multiple of the head's; 0 leaves its weights as they are, but
+                computes all gradients: freezing is cheaper.
+            layer_decay: Multiplies the rate once more for every stage further from the head.
+        """
+        super().__init__()
+        modules = [name for name, value in (("backbone", backbone), ("head", head)) if isinstance(value, nn.Module)]
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", *modules], frame=outermost_init(self))
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._backbone_lr_factor, self._layer_decay = backbone_lr_factor, layer_decay
+        self._head_name, self._dropout = (None if isinstance(head, nn.Module) else head), dropout
+        self.num_outputs = num_outputs
+        self._head_is_fresh = not isinstance(head, nn.Module)
+        self.backbone: Backbone = create_backbone(
+            backbone, weights=weights, in_channels=in_channels, input_size=input_size
+        )
+        if isinstance(head, nn.Module):
+            self.head = check_head(head, self.backbone.num_features, num_outputs)
+        if num_outputs is not None:
+            self._build()
+
+    # --- the four hooks -------------------------------------------------------------------------------------------
+
+    def configure_head(self) -> nn.Module:
+        """Make the head: takes (N, backbone.num_features), gives the answer."""
+        if self.num_outputs is None:
+            raise ValueError(
+                "num_outputs is not given and the data does not tell it: pass it, or override configure_head."
+            )
+        name = self._head_name or "linear"
+        return create_head(name, self.backbone.num_features, self.num_outputs, dropout=self._dropout)
+
+    def configure_loss(self) -> nn.Module:
+        """Make the loss that `step` computes, as `self.loss`."""
+        raise NotImplementedError(f"{type(self).__name__} must define configure_loss, or its own step.")
+
+    def configure_metrics(self) -> dict[str, Metric]:
+        """Make the metrics that `step` updates; each is logged under its name here, with the prefix of the stage."""
+        return {}
+
+    def step(self, batch: Any, stage: RunStage) -> Tensor:
+        """Compute the loss of one batch, and update the metrics.
+
+        Args:
+            batch: What the data gives; here a pair of images (N, C, H, W) and targets.
+            stage: `"train"`, `"val"` or `"test"`.
+
+        Returns:
+            The loss, a scalar.
+        """
+        images, target = batch
+        answer = self(images)
+        self.update_metrics(stage, answer, target)
+        loss: Tensor = self.loss(answer, target)
+        return loss
+
+    # --- what the hooks make --------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """Call the configuring hooks, each once; what exists already stays."""
+        if not self._has("head"):
+            self.head: nn.Module = self.configure_head()
+        if not self._has("val_metrics"):
+            self.val_metrics = MetricCollection(dict(self.configure_metrics()), prefix="val_")
+            self.test_metrics = self.val_metrics.clone(prefix="test_")
+        if not self._has("loss") and type(self).configure_loss is not TransferModule.configure_loss:
+            self.loss = self.configure_loss()
+
+    def _has(self, name: str) -> bool:
+        return name in self._modules or name in self.__dict__
+
+    def reset_head(self, *, num_outputs: int | None = None, head: str | nn.Module | None = None) -> None:
+        """Put a fresh head on the backbone, which stays as it is.
+
+        Args:
+            num_outputs: Width of the new answer; None keeps it.
+            head: Name or module; None keeps the kind.
+
+        Raises:
+            RuntimeError: If optimizers exist that hold the old head's parameters.
+        """
+        self._refuse_with_optimizers()
+        if num_outputs is not None:
+            self.num_outputs = num_outputs
+        self._forget("head", "loss", "val_metrics", "test_metrics")
+        self._head_is_fresh = not isinstance(head, nn.Module)
+        if isinstance(head, nn.Module):
+            self.head = check_head(head, self.backbone.num_features, self.num_outputs)
+        elif head is not None:
+            self._head_name = head
+        self._build()
+
+    def _refuse_with_optimizers(self) -> None:
+        if self._trainer is not None and self._trainer.optimizers:
+            raise RuntimeError(
+                "reset_head comes too late: the optimizers hold the old head's parameters. Call it before fit, or on "
+                "a module from load_from_checkpoint."
+            )
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
+            self._modules.pop(name, None)
+            self.__dict__.pop(name, None)
+
+    def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
+        """Update the metrics of a stage with one batch; in training only the loss is followed."""
+        if stage != "train":
+            self._metrics(stage).update(answer, target)
+
+    def _metrics(self, stage: RunStage) -> MetricCollection:
+        return self.val_metrics if stage == "val" else self.test_metrics
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages from input to output, under the names that this module's parameters have; the head is last."""
+        body = tuple(
+            Stage(
+                stage.name,
+                tuple(f"backbone.{name}" for name in stage.modules),
+                tuple(f"backbone.{name}" for name in stage.parameters),
+                stage.output_shape,
+            )
+            for stage in self.backbone.stages
+        )
+        if not self._has("head"):
+            return body
+        return (
+            *body,
+            Stage("head", ("head",), tuple(f"head.{name}" for name, _ in self.head.named_parameters()), None),
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are made ready for the backbone."""
+        return self.backbone.preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the head's answer for images of shape (N, C, H, W)."""
+        answer: Tensor = self.head(self.backbone(images))
+        return answer
+
+    # --- LightningModule ------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take over the preprocessing that the data uses, and build what had to wait for the data."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(used := getattr(datamodule, "preprocessing", None), Preprocessing):
+            self.backbone.preprocessing = used
+        self._build()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Log and return the loss of a training batch."""
+        loss = self.step(batch, "train")
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss and the metrics over the validation data."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss and the metrics over the test data."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Any, stage: RunStage) -> None:
+        self.log(f"{stage}_loss", self.step(batch, stage), prog_bar=True, on_epoch=True, sync_dist=True)
+        if not self.trainer.sanity_checking:  # a few batches, often of one class: no metric means anything there
+            self.log_dict(self._metrics(stage), on_epoch=True)
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Give the answer for a batch of images, or for the images of a pair of images and targets."""
+        images = batch[0] if isinstance(batch, list | tuple) else batch
+        answer: Tensor = self(images)
+        return answer
+
+    def configure_optimizers(self) -> Any:
+        """Give the optimizer over named groups by stage, and the scheduler where a Trainer tells the run's length."""
+        base = self._optimizer([nn.Parameter(torch.zeros(1))]).defaults
+        groups = param_groups(
+            self,
+            base["lr"] * self._backbone_lr_factor,
+            base.get("weight_decay", 0.0),
+            layer_decay=self._layer_decay,
+            head_lr=base["lr"],
+        )
+        optimizer = self._optimizer(groups)
+        if self._lr_scheduler is not None:
+            scheduler = self._lr_scheduler(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+        if self._trainer is None:
+            return optimizer
+        schedule = warmup_cosine(optimizer, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write what a reader without the training code needs; rebuilding must not download the weights again."""
+        hparams = plain_hparams(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        checkpoint[ENTRY] = {
+            "class_path": class_path(self),
+            "weights": self.backbone.weights,
+            "num_outputs": self.num_outputs,
+            "head": self._head_name,
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build what had to wait for the data, and take over the preprocessing that was saved."""
+        if saved := checkpoint.get(ENTRY):
+            self.backbone.preprocessing = Preprocessing.from_dict(saved["preprocessing"])
+            self.num_outputs, self._head_name = saved["num_outputs"], saved["head"]
+        self._build()
+        self._head_is_fresh = False
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]  # Lightning restricts it to classes by a descriptor
+        """Rebuild the module that was saved, whichever class of this family it was, without any download.
+
+        Takes the arguments of `LightningModule.load_from_checkpoint`; called on a base class it gives the class that
+        was saved.
+
+        Raises:
+            ImportError: If the saved class cannot be imported here.
+            TypeError: If the saved class is not related to this one.
+            WeightsError: If the file is damaged or no checkpoint.
+        """
+        tree = open_checkpoint(checkpoint_path).tree if isinstance(checkpoint_path, str) else {}
+        saved = tree.get(ENTRY) if isinstance(tree, dict) else None
+        target = resolve_class(saved["class_path"], cls) if saved else cls
+        loaded: Self = super(TransferModule, target).load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return loaded
