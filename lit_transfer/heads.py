@@ -93,7 +93,7 @@ def check_head(head: nn.Module, num_features: int, num_outputs: int | None = Non
 
 @torch.no_grad()
 def set_bias_from_counts(head: nn.Module, counts: Sequence[int]) -> None:
-    """Set the last linear layer's bias to the logarithms of the class frequencies, so that training starts at the prior.
+    """Set the last linear layer's bias to the logarithms of the class frequencies: training starts at the prior.
 
     With zero features the softmax of the bias then gives each class its share of the data (Lin et al. 2017,
     "Focal Loss for Dense Object Detection", section 3.3, in its form for several classes). A class without an

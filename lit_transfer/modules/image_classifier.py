@@ -201,7 +201,7 @@ class ImageClassifier(TransferModule):
     def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
         """Update the metrics of a stage, and its confusion matrix, with logits (N, num_classes) and labels (N,)."""
         super().update_metrics(stage, answer, target)
-        if stage != "train":
+        if self._is_measured(stage):
             self._confusion_metric(stage).update(answer, target)
 
     def _confusion_metric(self, stage: str) -> MulticlassConfusionMatrix:
@@ -217,10 +217,10 @@ class ImageClassifier(TransferModule):
         self._keep_confusion("test")
 
     def _keep_confusion(self, stage: RunStage) -> None:
-        metric = self._confusion_metric(stage)
-        if not self.trainer.sanity_checking:
+        if self._is_measured(stage):
+            metric = self._confusion_metric(stage)
             self.confusion[stage] = metric.compute().cpu()
-        metric.reset()
+            metric.reset()
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Give the probabilities (N, num_classes) for a batch of images, with or without targets."""

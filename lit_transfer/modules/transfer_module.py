@@ -167,8 +167,12 @@ class TransferModule(LightningModule):
 
     def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
         """Update the metrics of a stage with one batch; in training only the loss is followed."""
-        if stage != "train":
+        if self._is_measured(stage):
             self._metrics(stage).update(answer, target)
+
+    def _is_measured(self, stage: RunStage) -> bool:
+        # The sanity check sees a few batches, often of one class: no metric means anything there.
+        return stage != "train" and not (self._trainer is not None and self._trainer.sanity_checking)
 
     def _metrics(self, stage: RunStage) -> MetricCollection:
         return self.val_metrics if stage == "val" else self.test_metrics
@@ -227,7 +231,7 @@ class TransferModule(LightningModule):
 
     def _evaluate(self, batch: Any, stage: RunStage) -> None:
         self.log(f"{stage}_loss", self.step(batch, stage), prog_bar=True, on_epoch=True, sync_dist=True)
-        if not self.trainer.sanity_checking:  # a few batches, often of one class: no metric means anything there
+        if self._is_measured(stage):
             self.log_dict(self._metrics(stage), on_epoch=True)
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
