@@ -1,0 +1,98 @@
+"""Which parameters a word means: a stage, a module, a parameter or a pattern; and which modules normalise."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lit_transfer.stages import Stage, stages_of
+
+__all__ = ["is_norm", "select", "select_each"]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """True for layers that normalise: torch's own, their subclasses, and any class named so (RMSNorm, LayerNorm2d)."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) or "norm" in type(module).__name__.lower()
+
+
+def select(module: nn.Module, what: str | Iterable[str], *, stages: Sequence[Stage] | None = None) -> tuple[str, ...]:
+    """Return the names of the parameters that `what` means, in the order of `module.named_parameters()`.
+
+    Args:
+        module: The module whose parameters are meant.
+        what: One word or several. A word is the name of a stage (`"stem"`, `"stage4"`, `"head"`), `"all"`,
+            `"backbone"` (each stage but the head), the dotted name of a module or parameter, a shell pattern on
+            parameter names (`"*.bias"`), or a regular expression on them after `re:` (`"re:layer[34]"`).
+        stages: The stages of `module`; traced if a word needs them and they are not given.
+
+    Returns:
+        Parameter names; a tied parameter once, under its first name.
+
+    Raises:
+        ValueError: A word matches nothing.
+    """
+    chosen = {name for group in select_each(module, what, stages=stages) for name in group}
+    return tuple(name for name, _ in module.named_parameters() if name in chosen)
+
+
+def select_each(
+    module: nn.Module, what: str | Iterable[str], *, stages: Sequence[Stage] | None = None
+) -> list[tuple[str, ...]]:
+    """Like `select`, with the names kept apart: one group for each stage that is meant and for each other word."""
+    words = [what] if isinstance(what, str) else list(what)
+    aliases = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    first = _first_names(module)
+    groups: list[tuple[str, ...]] = []
+    for word in words:
+        if _needs_stages(word):
+            stages = stages_of(module) if stages is None else stages
+            named = _stage_groups(word, stages)
+            if named:
+                groups += named
+                continue
+        names = {first[alias] for alias in aliases if _matches(word, alias)}
+        if not names:
+            raise ValueError(_nothing(module, word, stages or ()))
+        groups.append(tuple(name for name, _ in module.named_parameters() if name in names))
+    return groups
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> the name under which `named_parameters()` gives it."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
+
+
+def _needs_stages(word: str) -> bool:
+    return word != "" and re.search(r"[.*?\[:]", word) is None
+
+
+def _stage_groups(word: str, stages: Sequence[Stage]) -> list[tuple[str, ...]]:
+    if word in {"all", "backbone"}:
+        return [stage.parameters for stage in stages if word == "all" or stage.name != "head"]
+    return [stage.parameters for stage in stages if stage.name == word]
+
+
+def _matches(word: str, name: str) -> bool:
+    if word.startswith("re:"):
+        return re.search(word[3:], name) is not None
+    if re.search(r"[*?\[]", word):
+        return fnmatchcase(name, word)
+    return name == word or name.startswith(f"{word}.")
+
+
+def _nothing(module: nn.Module, word: str, stages: Sequence[Stage]) -> str:
+    names = [name for name, _ in module.named_parameters()]
+    modules = [name for name, _ in module.named_modules() if name]
+    words = [stage.name for stage in stages] + ["all", "backbone"]
+    near = difflib.get_close_matches(word, [*words, *modules, *names], n=3, cutoff=0.5)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    known = f" Stages: {', '.join(stage.name for stage in stages)}." if stages else ""
+    return (
+        f"{word!r} matches no parameter of {type(module).__name__}. Expected the name of a stage, of a module or of a "
+        f"parameter, a shell pattern such as '*.bias', or a regular expression after 're:'.{hint}{known}"
+    )

@@ -1,0 +1,106 @@
+"""Named optimizer groups by stage and by decay: every parameter once, layer-wise rates as real learning rates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from lit_transfer._selection import is_norm, select
+from lit_transfer.stages import Stage, stages_of
+
+__all__ = ["param_groups"]
+
+# Parameters of these names are tables and tokens, not maps between features: pos_embed, position_embedding.weight,
+# relative_position_bias_table, class_token, cls_token, reg_token.
+_TABLES = re.compile(
+    r"(^|[._])(pos|position|positional)([._]|$)|((cls|class|dist|distillation|reg|register|mask)_?tokens?|class_embedding)$"
+)
+
+
+def param_groups(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float = 0.01,
+    *,
+    layer_decay: float | None = None,
+    head_lr: float | None = None,
+    no_decay: str | Iterable[str] = (),
+    stages: Sequence[Stage] | None = None,
+) -> list[dict[str, Any]]:
+    """Divide the parameters of a module into named groups for an optimizer, by stage and by weight decay.
+
+    Each parameter is in exactly one group, a tied one once, a frozen one too: the optimizer skips what has no
+    gradient, and nothing has to be added when it is unfrozen. Norm layers, biases and everything else of one
+    dimension, position tables, class tokens and what the model names in `no_weight_decay()` have no weight decay.
+
+    With `layer_decay`, the group of a stage has the rate `lr * layer_decay ** d`, where d is 0 for the head, 1 for the
+    last stage, and so on down to the stem (Clark et al., ELECTRA, arXiv:2003.10555, appendix; Howard and Ruder,
+    ULMFiT, arXiv:1801.06146, section 3.2). It is a real learning rate, so that every scheduler keeps the ratios.
+
+    Args:
+        module: Any module; a LightningModule passes itself in `configure_optimizers`.
+        lr: Learning rate of the last stage, or of the head where `layer_decay` is given. 0 is allowed: such
+            parameters receive gradients and do not move, which costs more than freezing them.
+        weight_decay: Weight decay of the groups that have one.
+        layer_decay: Factor from each stage to the one below it, above 0 and at most 1. None: one rate.
+        head_lr: Learning rate of the head, instead of `lr`.
+        no_decay: Further words for parameters without decay: stages, modules, shell patterns such as `"*.gamma"`,
+            or regular expressions after `re:`.
+        stages: The stages of `module`; traced if not given.
+
+    Returns:
+        Groups from the stem to the head, with the keys `name` (`"stage4.decay"`, `"stage4.no_decay"`), `params`
+        (pairs of name and parameter, which the optimizers of torch keep as `param_names`), `lr` and `weight_decay`.
+
+    Raises:
+        ValueError: A rate, decay or factor out of its range, or a word of `no_decay` that matches nothing.
+    """
+    _check(lr=lr, weight_decay=weight_decay, head_lr=head_lr)
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}.")
+    stages = stages_of(module) if stages is None else stages
+    plain = set(_without_decay(module)) | set(select(module, no_decay, stages=stages))
+    rates = _rates(stages, lr, layer_decay, head_lr)
+    named = dict(module.named_parameters())
+    groups = []
+    for stage in stages:
+        for kind, decays in (("decay", True), ("no_decay", False)):
+            members = [(name, named[name]) for name in stage.parameters if (name not in plain) is decays]
+            if members:
+                groups.append(
+                    {
+                        "name": f"{stage.name}.{kind}",
+                        "params": members,
+                        "lr": rates[stage.name],
+                        "weight_decay": weight_decay if decays else 0.0,
+                    }
+                )
+    return groups
+
+
+def _check(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number of at least 0, got {value}.")
+
+
+def _rates(stages: Sequence[Stage], lr: float, layer_decay: float | None, head_lr: float | None) -> dict[str, float]:
+    backbone = [stage.name for stage in stages if stage.name != "head"]
+    factor = 1.0 if layer_decay is None else layer_decay
+    rates = {name: lr * factor ** (len(backbone) - depth) for depth, name in enumerate(backbone)}
+    return rates | {"head": lr if head_lr is None else head_lr}
+
+
+def _without_decay(module: nn.Module) -> Iterator[str]:
+    """Yield the names of the parameters that no recipe decays."""
+    for prefix, owner in module.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        told = getattr(owner, "no_weight_decay", None)
+        for name in told() if callable(told) else ():
+            yield f"{dot}{name}"
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.ndim <= 1 or is_norm(owner) or _TABLES.search(f"{dot}{name}"):
+                yield f"{dot}{name}"
