@@ -1,0 +1,60 @@
+"""`lit-transfer`: the first word chooses the command; only that command's imports are paid for."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from lit_transfer.cli._parsing import CommandParser
+
+# Command -> (module whose `main(argv)` runs it, what it does).
+_COMMANDS = {
+    "fit": ("training", "Fine-tune a pretrained backbone on your data."),
+    "validate": ("training", "Measure a model on the validation data."),
+    "test": ("training", "Measure a checkpoint on the test data."),
+    "predict": ("predict", "Label images with a checkpoint."),
+    "backbones": ("backbones", "List backbones: size, input, and which pretrained weights exist."),
+    "demo": ("demo", "Watch transfer learning work on handwritten digits; needs no network and under a minute."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; what the user got wrong is one line on standard error and exit code 2.
+
+    Args:
+        argv: The command's name and its arguments; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(words)
+    except BrokenPipeError:  # the reader (`head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        from lit_transfer.cli._errors import one_line
+
+        if os.environ.get("LIT_TRANSFER_TRACEBACK") or (line := one_line(error)) is None:
+            raise
+        print(f"{' '.join(['lit-transfer', *words[:1]])}: error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(words: list[str]) -> None:
+    if words and words[0] in _COMMANDS:
+        importlib.import_module(f"lit_transfer.cli.{_COMMANDS[words[0]][0]}").main(words)
+    else:
+        _parser().parse_args(words or ["--help"])
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="lit-transfer",
+        description="Transfer learning with PyTorch Lightning. `lit-transfer COMMAND --help` tells more.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (_, summary) in _COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    return parser

@@ -1,6 +1,6 @@
 """LightningModules: one base, one file for each task."""
 
-from lit_transfer.modules.image_classifier import ImageClassifier
+from lit_transfer.modules.image_classifier import ImageClassifier, Prediction
 from lit_transfer.modules.transfer_module import TransferModule
 
-__all__ = ["ImageClassifier", "TransferModule"]
+__all__ = ["ImageClassifier", "Prediction", "TransferModule"]

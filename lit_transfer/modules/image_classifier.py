@@ -1,6 +1,7 @@
 """One label for each image: binary and multiclass classification."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -19,6 +20,21 @@ from lit_transfer.modules._told_by_data import agreed_number, classes_source, li
 from lit_transfer.modules.transfer_module import RunStage, TransferModule
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        label: Name of the most probable class.
+        probability: Its probability.
+        probabilities: Name of each class -> its probability.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
 class ImageClassifier(TransferModule):
     """Classify images into two or more classes, each image into exactly one.
 
@@ -30,6 +46,8 @@ class ImageClassifier(TransferModule):
         class_names: Names of the classes in the order of the outputs, or None if nobody told them.
         confusion: The confusion matrix (num_classes, num_classes) of each stage that ran last, as counts.
     """
+
+    monitor: ClassVar[tuple[str, str]] = ("val_acc", "max")
 
     def __init__(
         self,
@@ -168,6 +186,8 @@ class ImageClassifier(TransferModule):
         told = classes_source(self.trainer)
         names = getattr(told, "class_names", None) or getattr(told, "classes", None)
         self._agree_with_data(len(names) if names else getattr(told, "num_classes", None), list(names or []))
+        if self.num_classes is None:
+            raise ValueError("num_classes is not given and the data does not tell it (class_names, classes): pass it.")
         self._class_counts = getattr(told, "class_counts", None) or self._class_counts
         if self._class_weights == "balanced" and stage == "fit":
             self._balance()
@@ -225,6 +245,12 @@ class ImageClassifier(TransferModule):
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Give the probabilities (N, num_classes) for a batch of images, with or without targets."""
         return super().predict_step(batch, batch_idx).softmax(dim=-1)
+
+    def describe_answer(self, output: Tensor) -> Prediction:
+        """Name the class of one row of probabilities (num_classes,)."""
+        names = self.class_names or [str(number) for number in range(len(output))]
+        best = int(output.argmax())
+        return Prediction(names[best], float(output[best]), dict(zip(names, output.tolist(), strict=True)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the names of the classes beside what the base class writes."""

@@ -1,6 +1,6 @@
 """The base of all modules: a pretrained backbone, a head, and four hooks to make it one's own."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -30,6 +30,8 @@ class TransferModule(LightningModule):
     The loss is logged as `train_loss`, `val_loss` and `test_loss`; metrics with the prefixes `val_` and `test_`.
     """
 
+    # By which metric, and in which direction, the command line keeps the best checkpoint.
+    monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
     loss: nn.Module
     val_metrics: MetricCollection
     test_metrics: MetricCollection
@@ -239,6 +241,10 @@ class TransferModule(LightningModule):
         images = batch[0] if isinstance(batch, list | tuple) else batch
         answer: Tensor = self(images)
         return answer
+
+    def describe_answer(self, output: Tensor) -> Any:
+        """Make of one row of `predict_step` what a person asked for; here the bare numbers."""
+        return output.tolist()
 
     def configure_optimizers(self) -> Any:
         """Give the optimizer over named groups by stage, and the scheduler where a Trainer tells the run's length."""

@@ -1,0 +1,96 @@
+"""What `fit` leaves behind: pictures of the run, where everything lies, and the next command."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+
+def print_report(trainer: Trainer, module: LightningModule) -> None:
+    """Draw the log and the confusion matrix beside the log, and print the paths and the next command."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    best = _best(trainer)
+    if best is not None:
+        score = best.best_model_score
+        told = "" if score is None else f"  ({best.monitor} {float(score):.4f})"
+        table.add_row("best checkpoint", f"{_short(best.best_model_path)}{told}")
+    folder = Path(trainer.log_dir) if trainer.log_dir else None
+    if folder is not None and (folder / "metrics.csv").is_file():
+        table.add_row("log", _short(folder / "metrics.csv"))
+        table.add_row("its plot", _short(plot_log(folder / "metrics.csv", folder / "metrics.png")))
+    matrix = getattr(module, "confusion", {}).get("val")
+    if folder is not None and matrix is not None:
+        names = getattr(module, "class_names", None)
+        table.add_row("confusion matrix", _short(plot_confusion(matrix, names, folder / "confusion.png")))
+    if folder is not None and (folder / "config.yaml").is_file():
+        table.add_row("config", f"{_short(folder / 'config.yaml')}  (lit-transfer fit --config runs it again)")
+    if best is not None:
+        table.add_row("next", f"lit-transfer predict {_short(best.best_model_path)} PHOTOS -o out.csv")
+    Console(soft_wrap=True).print(table)
+
+
+def plot_log(log: Path, picture: Path) -> Path:
+    """Draw the losses and the validation metrics of a CSVLogger's file over the epochs.
+
+    Args:
+        log: A `metrics.csv`.
+        picture: File to write.
+
+    Returns:
+        `picture`.
+    """
+    curves = _curves(log)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    losses, metrics = figure.subplots(1, 2)
+    for name, points in curves.items():
+        axes = losses if name.endswith("loss") else metrics
+        axes.plot(*zip(*sorted(points.items()), strict=True), marker=".", label=name)
+    for axes, title in ((losses, "loss"), (metrics, "validation")):
+        axes.set(xlabel="epoch", title=title)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(picture, dpi=120)
+    return picture
+
+
+def _curves(log: Path) -> dict[str, dict[int, float]]:
+    """Name -> epoch -> value, the mean over the rows of an epoch."""
+    values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with log.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and (name == "train_loss" or name.startswith("val_")):
+                    values[name][int(row["epoch"])].append(float(value))
+    return {name: {epoch: sum(v) / len(v) for epoch, v in points.items()} for name, points in values.items()}
+
+
+def plot_confusion(matrix: Tensor, class_names: list[str] | None, picture: Path) -> Path:
+    """Draw a confusion matrix (num_classes, num_classes) of counts, rows being the true classes.
+
+    Returns:
+        `picture`.
+    """
+    size = max(4.0, 0.5 * len(matrix) + 2)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    metric = MulticlassConfusionMatrix(len(matrix))
+    metric.plot(matrix, ax=figure.subplots(), add_text=len(matrix) <= 30, labels=class_names)
+    figure.savefig(picture, dpi=120)
+    return picture
+
+
+def _best(trainer: Trainer) -> ModelCheckpoint | None:
+    kept = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]  # type: ignore[attr-defined]  # set by its connector
+    return kept[0] if kept else None
+
+
+def _short(path: str | Path) -> str:
+    """Write a path as seen from here, where that is shorter."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

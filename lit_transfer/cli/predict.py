@@ -1,0 +1,69 @@
+"""`lit-transfer predict CKPT IMAGES...`: label images with a checkpoint."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import track
+
+from lit_transfer.cli._parsing import CommandParser
+from lit_transfer.predictor import Predictor, find_images, load_predictor
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command with `argv`, whose first word is its name."""
+    arguments = _parser().parse_args(argv[1:])
+    predictor = load_predictor(arguments.checkpoint, arguments.device, batch_size=arguments.batch_size)
+    paths = [path for place in arguments.images for path in find_images(place)]
+    answers = _answers(predictor, paths)
+    if arguments.output is None:
+        _write(arguments.json, answers, sys.stdout)
+        return
+    rows = list(answers)  # all answers first: a broken image must not leave half a file
+    with Path(arguments.output).open("w", newline="", encoding="utf-8") as file:
+        _write(arguments.json, rows, file)
+    print(f"{len(rows)} images -> {arguments.output}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lit-transfer predict", description="Label images with a checkpoint.")
+    parser.add_argument("checkpoint", help="a .ckpt file that lit-transfer fit wrote")
+    parser.add_argument("images", nargs="+", help="image files and folders")
+    parser.add_argument("-o", "--output", help="file for the answers; standard output if not given")
+    parser.add_argument("--device", default="auto", help="torch device; the first GPU, else the CPU, by default")
+    parser.add_argument("--batch-size", type=int, default=32, help="images computed at a time")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of CSV")
+    return parser
+
+
+def _answers(predictor: Predictor, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    stream = zip(paths, predictor.stream(paths), strict=True)
+    console = Console(stderr=True)  # standard output may be the answers
+    for path, answer in track(stream, "predicting", total=len(paths), console=console, disable=not console.is_terminal):
+        yield {"path": str(path), **(asdict(answer) if is_dataclass(answer) else {"answer": answer})}  # type: ignore[arg-type]  # an instance, not a class
+
+
+def _write(as_json: bool, rows: Any, file: TextIO) -> None:
+    if as_json:
+        for row in rows:
+            print(json.dumps(row), file=file)
+        return
+    writer = None
+    for row in rows:
+        flat = _flat(row)
+        if writer is None:
+            writer = csv.DictWriter(file, list(flat))
+            writer.writeheader()
+        writer.writerow(flat)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """One column for each class: `path, label, probability, p(ants), p(bees)`."""
+    plain = {key: value for key, value in row.items() if key != "probabilities"}
+    shares = {f"p({name})": f"{share:.6f}" for name, share in row.get("probabilities", {}).items()}
+    return {**plain, **shares}

@@ -1,0 +1,115 @@
+"""`lit-transfer fit | validate | test`: LightningCLI with our classes as defaults, and a report at the end."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# Imported, so that the command line knows their short names (--model ImageClassifier).
+from lit_transfer import callbacks as callbacks
+from lit_transfer import data as data
+from lit_transfer import modules as modules
+from lit_transfer.cli._report import print_report
+from lit_transfer.weights import open_checkpoint
+
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 10,
+    "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+    "enable_model_summary": False,  # the report of stages says more
+}
+
+
+class TransferCLI(LightningCLI):
+    """LightningCLI for `fit`, `validate` and `test`, whose model may come from the checkpoint alone."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Leave out `predict`, which needs no Trainer."""
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Make the image classifier and the folder of images the defaults."""
+        parser.set_defaults(
+            {
+                "model": {"class_path": "lit_transfer.modules.ImageClassifier"},
+                "data": {"class_path": "lit_transfer.data.ImageFolderData"},
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Let the checkpoint's hyperparameters be the model's defaults, so that files and flags win over them."""
+        words = list(sys.argv[1:] if args is None else args)
+        if saved := _saved_model(words):
+            self._subcommand_parsers[words[0]].set_defaults({"model": saved})
+        super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning lets the checkpoint win over the flags here, and reads it without any of our care."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Keep the best checkpoint by the model's own metric, unless a ModelCheckpoint was asked for."""
+        trainer = super().instantiate_trainer(**kwargs)
+        wanted = self._get(self.config_init, "trainer").get("enable_checkpointing")
+        if self.subcommand == "fit" and wanted is not False and not trainer.fast_dev_run:
+            self._keep_best(trainer)
+        return trainer
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        given = self._get(self.config_init, "trainer").get("callbacks") or []
+        if any(isinstance(callback, ModelCheckpoint) for callback in given):
+            return
+        # The Trainer adds a ModelCheckpoint that keeps the newest; ours takes its place.
+        trainer.callbacks[:] = [callback for callback in trainer.callbacks if type(callback) is not ModelCheckpoint]
+        monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
+        trainer.callbacks.append(ModelCheckpoint(monitor=monitor, mode=mode, filename="best", save_last=True))
+
+    def after_fit(self) -> None:
+        """Say what was left where, and what to do next."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print_report(self.trainer, self.model)
+
+
+def _saved_model(words: Sequence[str]) -> dict[str, Any] | None:
+    """Give the class and the hyperparameters of the checkpoint that the command line names."""
+    path = _value_of(words, "--ckpt_path")
+    if path is None or path in ("best", "last", "hpc", "registry"):
+        return None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--ckpt_path: no file at {path!r}.")
+    tree = open_checkpoint(path).tree
+    saved = tree.get("lit_transfer") if isinstance(tree, dict) else None
+    if not saved:
+        return None
+    hparams = {key: value for key, value in tree["hyper_parameters"].items() if not key.startswith("_")}
+    return {"class_path": saved["class_path"], "init_args": hparams}
+
+
+def _value_of(words: Sequence[str], option: str) -> str | None:
+    """Find an option's value before anything is parsed: `--option VALUE` or `--option=VALUE`."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command with `argv`, whose first word is its name."""
+    quiet = {"exit_on_error": False}
+    TransferCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        trainer_defaults=_TRAINER_DEFAULTS,
+        parser_kwargs={**quiet, **{name: dict(quiet) for name in TransferCLI.subcommands()}},
+        args=list(argv),
+    )

@@ -1,0 +1,83 @@
+"""A small backbone and a small data set for the modules' tests."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class TinyData(LightningDataModule):
+    """Images whose class is the quadrant that is bright."""
+
+    def __init__(self, num_classes: int = 3, images: int = 24) -> None:
+        super().__init__()
+        self.class_names = [f"quadrant{number}" for number in range(num_classes)]
+        self.num_classes = num_classes
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(images) % num_classes
+        pictures = 0.1 * torch.randn(images, 3, 16, 16, generator=generator)
+        for picture, label in zip(pictures, labels, strict=True):
+            row, column = divmod(int(label), 2)
+            picture[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1
+        self.dataset = TensorDataset(pictures, labels)
+        self.class_counts = torch.bincount(labels).tolist()
+
+    def _loader(self) -> DataLoader[Any]:
+        return DataLoader(self.dataset, batch_size=8)
+
+    train_dataloader = val_dataloader = test_dataloader = _loader
+
+
+def tiny_backbone() -> nn.Module:
+    """A convolutional net of two stages with a classifier of 7 classes."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        OrderedDict(
+            stem=nn.Conv2d(3, 8, 3, stride=2),
+            norm=nn.BatchNorm2d(8),
+            act=nn.ReLU(),
+            block=nn.Conv2d(8, 16, 3, stride=2),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc=nn.Linear(16, 7),
+        )
+    )
+
+
+@pytest.fixture
+def data() -> TinyData:
+    return TinyData()
+
+
+@pytest.fixture
+def make_data() -> type[TinyData]:
+    return TinyData
+
+
+@pytest.fixture
+def backbone() -> nn.Module:
+    return tiny_backbone()
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    """Make a quiet Trainer that writes into the test's own folder."""
+
+    def make(**arguments: Any) -> Trainer:
+        quiet = {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
+        return Trainer(default_root_dir=tmp_path, **{**quiet, **arguments})
+
+    return make
