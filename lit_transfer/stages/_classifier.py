@@ -1,0 +1,96 @@
+"""The module that makes the logits."""
+
+from __future__ import annotations
+
+import difflib
+
+from torch import nn
+
+from lit_transfer.stages._record import Record
+
+__all__ = ["find_classifiers", "named_classifier"]
+
+
+def find_classifiers(module: nn.Module, record: Record) -> tuple[str, ...]:
+    """Names of the last used Linear or 1x1 convolution, after which no parameter is used, and of any beside it.
+
+    Distilled transformers have two heads on two tokens: with the same number of inputs and of outputs, and these two
+    numbers different, neither can follow the other, so both are classifiers.
+
+    Returns:
+        In the order of use; empty where the module ends in something else (a normalisation), or where what comes last
+        is part of a block that is repeated.
+    """
+    modules = dict(module.named_modules())
+    by_end = sorted(record.last_uses.items(), key=lambda item: item[1].time)
+    last = next((_projection(modules, use.inside) for _, use in by_end[-1:]), None)
+    if last is None or record.calls[last].times > 1 or _in_repeated_block(modules, record, last):
+        return ()
+    found = [last]
+    for name, use in reversed(by_end):
+        beside = _projection(modules, use.inside)
+        if beside in found:
+            continue
+        if beside is None or not _is_parallel(modules[beside], modules[last], record, beside):
+            if modules[name.rpartition(".")[0]].get_parameter(name.rpartition(".")[2]).ndim > 1:
+                break
+            continue
+        found.insert(0, beside)
+    return tuple(found)
+
+
+def named_classifier(module: nn.Module, record: Record, name: str) -> str:
+    """Check a name that the user gave.
+
+    Raises:
+        ValueError: There is no such module, or the run did not call it.
+    """
+    if name in record.calls:
+        return name
+    known = [n for n, m in module.named_modules() if n in record.calls and next(m.parameters(), None) is not None]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+    raise ValueError(
+        f"classifier={name!r}: expected the dotted name of a module that {type(module).__name__} calls in eval mode. "
+        f"Nearest: {', '.join(near)}."
+    )
+
+
+def _projection(modules: dict[str, nn.Module], inside: tuple[str, ...]) -> str | None:
+    """Name of the innermost running Linear or 1x1 convolution (a parametrized one runs modules inside itself)."""
+    return next((name for name in reversed(inside) if _is_projection(modules[name])), None)
+
+
+def _is_projection(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return set(module.kernel_size) == {1}
+    return isinstance(module, nn.Linear)
+
+
+def _is_parallel(module: nn.Module, last: nn.Module, record: Record, name: str) -> bool:
+    return (
+        isinstance(module, nn.Linear)
+        and isinstance(last, nn.Linear)
+        and (module.in_features, module.out_features) == (last.in_features, last.out_features)
+        and last.in_features != last.out_features
+        and record.calls[name].times == 1
+    )
+
+
+def _in_repeated_block(modules: dict[str, nn.Module], record: Record, name: str) -> bool:
+    """True for the last layer of the last of several equal blocks, such as the MLP of a transformer without a norm."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        block, inner = ".".join(parts[:depth]), ".".join(parts[depth:])
+        parent = ".".join(parts[: depth - 1])
+        siblings = modules[parent].named_children()
+        for child, sibling in siblings:
+            twin = f"{parent}.{child}.{inner}".lstrip(".")
+            if (
+                sibling is not modules[block]
+                and type(sibling) is type(modules[block])
+                and not isinstance(sibling, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+                and twin in record.calls
+                and str(modules[twin]) == str(modules[name])
+            ):
+                return True
+    return False
