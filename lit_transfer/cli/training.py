@@ -1,6 +1,5 @@
 """`lit-transfer fit | validate | test`: LightningCLI with our classes as defaults, and a report at the end."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lit_transfer import callbacks as callbacks
 from lit_transfer import data as data
 from lit_transfer import modules as modules
 from lit_transfer.cli._report import print_report
-from lit_transfer.weights import open_checkpoint
+from lit_transfer.modules import read_saved
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 10,
@@ -43,10 +42,9 @@ class TransferCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let the checkpoint's hyperparameters be the model's defaults, so that files and flags win over them."""
-        words = list(sys.argv[1:] if args is None else args)
-        if saved := _saved_model(words):
-            self._subcommand_parsers[words[0]].set_defaults({"model": saved})
-        super().parse_arguments(parser, args)
+        if saved := _saved_model(args):
+            self._subcommand_parsers[args[0]].set_defaults({"model": saved})
+        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning lets the checkpoint win over the flags here, and reads it without any of our care."""
@@ -81,12 +79,14 @@ def _saved_model(words: Sequence[str]) -> dict[str, Any] | None:
         return None
     if not Path(path).is_file():
         raise FileNotFoundError(f"--ckpt_path: no file at {path!r}.")
-    tree = open_checkpoint(path).tree
-    saved = tree.get("lit_transfer") if isinstance(tree, dict) else None
-    if not saved:
-        return None
-    hparams = {key: value for key, value in tree["hyper_parameters"].items() if not key.startswith("_")}
-    return {"class_path": saved["class_path"], "init_args": hparams}
+    saved = read_saved(path)
+    if saved is None:
+        return None  # of another LightningModule, which --model must name
+    entry, hparams = saved
+    return {
+        "class_path": entry["class_path"],
+        "init_args": {key: value for key, value in hparams.items() if not key.startswith("_")},
+    }
 
 
 def _value_of(words: Sequence[str], option: str) -> str | None:

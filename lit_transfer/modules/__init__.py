@@ -1,6 +1,7 @@
 """LightningModules: one base, one file for each task."""
 
+from lit_transfer.modules._saved import read_saved
 from lit_transfer.modules.image_classifier import ImageClassifier, Prediction
 from lit_transfer.modules.transfer_module import TransferModule
 
-__all__ = ["ImageClassifier", "Prediction", "TransferModule"]
+__all__ = ["ImageClassifier", "Prediction", "TransferModule", "read_saved"]

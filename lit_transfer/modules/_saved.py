@@ -10,8 +10,25 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lit_transfer.weights import open_checkpoint
+
 # One entry beside Lightning's own, of plain values only, so that torch.load(weights_only=True) reads the file.
 ENTRY = "lit_transfer"
+
+
+def read_saved(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Read what `on_save_checkpoint` wrote, and the hyperparameters, without reading a tensor.
+
+    Returns:
+        Both, or None for a checkpoint that no module of this library wrote.
+
+    Raises:
+        WeightsError: If the file is damaged.
+    """
+    root = open_checkpoint(path).root
+    if not isinstance(root, Mapping) or ENTRY not in root:
+        return None
+    return dict(root[ENTRY]), dict(root.get("hyper_parameters", {}))
 
 
 def class_path(module: LightningModule) -> str:

@@ -12,10 +12,10 @@ from typing_extensions import Self
 from lit_transfer.backbones import Backbone, Preprocessing, create_backbone
 from lit_transfer.heads import check_head, create_head
 from lit_transfer.modules._learning_rate import warmup_cosine
-from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, resolve_class
+from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, read_saved, resolve_class
 from lit_transfer.parameter_groups import param_groups
 from lit_transfer.stages import Stage
-from lit_transfer.weights import open_checkpoint
+from lit_transfer.weights import WeightsError
 
 RunStage = Literal["train", "val", "test"]
 
@@ -297,8 +297,12 @@ class TransferModule(LightningModule):
             TypeError: If the saved class is not related to this one.
             WeightsError: If the file is damaged or no checkpoint.
         """
-        tree = open_checkpoint(checkpoint_path).tree if isinstance(checkpoint_path, str) else {}
-        saved = tree.get(ENTRY) if isinstance(tree, dict) else None
-        target = resolve_class(saved["class_path"], cls) if saved else cls
+        saved = read_saved(checkpoint_path)
+        if saved is None:
+            raise WeightsError(
+                f"{checkpoint_path} is no checkpoint of a TransferModule. "
+                f"Load its weights into a module instead: {cls.__name__}(..., weights=PATH)."
+            )
+        target = resolve_class(saved[0]["class_path"], cls)
         loaded: Self = super(TransferModule, target).load_from_checkpoint(checkpoint_path, *args, **kwargs)
         return loaded

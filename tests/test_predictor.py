@@ -1,0 +1,112 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from lit_transfer import WeightsError, load_predictor
+from lit_transfer.data import ImageFolderData
+from lit_transfer.modules import ImageClassifier
+
+
+@pytest.fixture(scope="module")
+def checkpoint(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = ImageClassifier("resnet18", weights=None, backbone_lr_factor=1.0)
+    trainer.fit(module, ImageFolderData(photos, batch_size=4, image_size=32, augment="none"))
+    trainer.save_checkpoint(folder / "best.ckpt")
+    return folder / "best.ckpt"
+
+
+def test_one_photo_gets_one_answer(checkpoint: Path, photos: Path) -> None:
+    answer = load_predictor(checkpoint)(photos / "val" / "red" / "0.png")
+    assert answer.label == "red"
+    assert list(answer.probabilities) == ["blue", "red"]
+
+
+def test_the_preprocessing_is_the_datas(checkpoint: Path) -> None:
+    assert load_predictor(checkpoint).module.preprocessing.crop == 32
+
+
+def test_every_kind_of_image_gets_the_same_answer(checkpoint: Path, photos: Path) -> None:
+    predictor = load_predictor(str(checkpoint), device="cpu")
+    path = photos / "val" / "blue" / "1.png"
+    image = Image.open(path).convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    expected = predictor(path)
+    assert [predictor(kind) for kind in (str(path), image, array, array / 255.0, tensor)] == [expected] * 5
+    assert predictor([path, image, tensor]) == pytest.approx([expected] * 3)
+    assert predictor(tensor.unsqueeze(0)) == [expected]
+
+
+def test_a_folder_gets_a_list_in_order(checkpoint: Path, photos: Path) -> None:
+    predictor = load_predictor(checkpoint, batch_size=3)
+    answers = predictor(photos / "val")
+    assert [answer.label for answer in answers] == ["blue"] * 4 + ["red"] * 4
+
+
+def test_gives_what_the_trainer_predicts(checkpoint: Path, photos: Path) -> None:
+    """The same batches of 4, float32, CPU."""
+    predictor = load_predictor(checkpoint, device="cpu", batch_size=4)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = ImageFolderData(photos, batch_size=4, image_size=32, augment="none")
+    rows = torch.cat(trainer.predict(predictor.module, data))
+    answers = [list(answer.probabilities.values()) for answer in predictor(photos / "val")]
+    assert torch.allclose(torch.tensor(answers), rows, rtol=0, atol=1e-5)
+
+
+def test_nothing_is_recorded_for_backward(checkpoint: Path) -> None:
+    predictor = load_predictor(checkpoint)
+    assert not predictor.module.training
+    assert not predictor.outputs(torch.zeros(1, 3, 32, 32)).requires_grad
+
+
+def test_bad_input_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    predictor = load_predictor(checkpoint)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        predictor(tmp_path / "nowhere.jpg")
+    with pytest.raises(ValueError, match=r"empty' holds no image"):
+        predictor(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"torn\.jpg"):
+        predictor(tmp_path / "torn.jpg")
+    with pytest.raises(ValueError, match=r"values from 0 to 1, got -2 to 3"):
+        predictor(torch.tensor([-2.0, 3.0]).expand(3, 4, 2))
+    with pytest.raises(ValueError, match=r"got the shape \(5, 4, 4\)"):
+        predictor(torch.zeros(5, 4, 4))
+
+
+def test_a_damaged_checkpoint_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes(checkpoint.read_bytes()[:100_000])
+    with pytest.raises(WeightsError, match=r"torn\.ckpt"):
+        load_predictor(torn)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        load_predictor(tmp_path / "nowhere.ckpt")
+
+
+def test_a_foreign_checkpoint_says_what_it_lacks(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "foreign.pth")
+    with pytest.raises(WeightsError, match=r"foreign\.pth.*no checkpoint of a TransferModule"):
+        load_predictor(tmp_path / "foreign.pth")
+
+
+def test_the_checkpoint_may_move(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    moved = shutil.copy(checkpoint, tmp_path / "elsewhere.ckpt")
+    path = photos / "val" / "red" / "2.png"
+    assert load_predictor(moved)(path) == load_predictor(checkpoint)(path)
