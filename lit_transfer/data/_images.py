@@ -1,0 +1,79 @@
+"""Image files, read the way a viewer shows them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# What torchvision's ImageFolder takes. GIF is not among them: in photo folders it is a placeholder or an animation.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def is_image(path: str | Path) -> bool:
+    """Tell by its name whether a file is an image; hidden files are not (`._photo.jpg` of an archive made on a Mac)."""
+    path = Path(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def check_header(path: str | Path) -> None:
+    """Read as much of an image file as tells its format and size, no pixels.
+
+    Raises:
+        ValueError: If the file is no image that can be opened; it names the file.
+    """
+    try:
+        Image.open(path).close()
+    except Exception as error:  # Pillow's decoders raise many kinds; whichever it is, the file must be named
+        raise _broken(path, error) from error
+
+
+def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
+    """Read an image file as `convert_image` gives it.
+
+    Args:
+        path: The file.
+        mode: `"L"`, `"RGB"` or `"RGBA"`.
+
+    Raises:
+        ValueError: If the file cannot be decoded; it names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return convert_image(image, mode)
+    except Exception as error:  # Pillow's decoders raise many kinds; whichever it is, the file must be named
+        raise _broken(path, error) from error
+
+
+def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
+    """Bring an image upright and to 8 bits of grey, RGB or RGBA.
+
+    The camera's orientation tag is applied, 16-bit grey is scaled to 8 bits, and what is transparent becomes white
+    where the mode has no alpha channel.
+
+    Args:
+        image: An image of any mode.
+        mode: `"L"`, `"RGB"` or `"RGBA"`.
+
+    Raises:
+        ValueError: If its values have no known range (32-bit integers beyond 16 bits, floating point).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey, which Pillow's own conversion clips to white; older releases open such a file in mode I."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"mode {image.mode!r} with values from {values.min()} to {values.max()} has no known range")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _broken(path: str | Path, error: Exception) -> ValueError:
+    why = "its content is of no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+    return ValueError(f"broken image {str(path)!r}: {why}. Repair the file, or remove it from data.root.")

@@ -1,0 +1,252 @@
+"""What the datamodules of labelled images share: datasets, transforms, loaders, and a picture of a batch."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities import suggested_max_num_workers
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lit_transfer.backbones import Preprocessing
+from lit_transfer.data._dataset import LabelledImages
+from lit_transfer.data._lightning import current_epoch, lower_log_interval, quiet_worker_advice
+from lit_transfer.data._sampler import EpochSampler
+from lit_transfer.data._scan import Split
+from lit_transfer.data._transforms import AUGMENT_NAMES, Augment, training_transform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Loader = DataLoader[tuple[Tensor, int]]
+# What most torchvision weights were made with: for modules that do not say how their images are made ready.
+IMAGENET = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+FEW_IMAGES = 128  # up to here workers take longer to start than one process takes to read
+MOST_PICTURES = 36  # of one batch in a plot
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The samples of a set, each (what is read, number of its class), and what the user should be told about them."""
+
+    classes: list[str]
+    splits: dict[Split, list[tuple[Any, int]]]
+    notes: list[str] = field(default_factory=list)
+
+
+class LabelledImageData(LightningDataModule, ABC):
+    """Base of the datamodules whose batches are (images (N, C, H, W), class numbers (N,)).
+
+    Attributes:
+        class_names: Name of each class, in the order of their numbers; set by `setup`, as all that follow.
+        num_classes: How many there are.
+        class_counts: Training images of each class.
+        preprocessing: How images are made ready: that of the module being trained, at the image size in use.
+        train_dataset: The training images.
+        val_dataset: The validation images; None where there are none.
+        test_dataset: The test images; None where there are none.
+    """
+
+    class_names: list[str]
+    num_classes: int
+    class_counts: list[int]
+    preprocessing: Preprocessing
+    train_dataset: LabelledImages
+    val_dataset: LabelledImages | None
+    test_dataset: LabelledImages | None
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        augment: Augment,
+        seed: int,
+        num_workers: int | None,
+        pin_memory: bool | None,
+        persistent_workers: bool | None,
+    ) -> None:
+        super().__init__()
+        _check_loading(batch_size, augment, num_workers, persistent_workers)
+        self.batch_size, self.augment, self.seed = batch_size, augment, seed
+        self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
+        self._collection: Collection | None = None
+
+    # --- what a set of images must say ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def collect(self) -> Collection:
+        """Find all samples; called once."""
+
+    @abstractmethod
+    def reader(self, mode: str) -> Callable[[Any], Image.Image]:
+        """Make what opens one sample as a PIL image of a mode."""
+
+    @abstractmethod
+    def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
+        """Adapt the module's preprocessing to these images."""
+
+    @abstractmethod
+    def default_augmentation(self, preprocessing: Preprocessing) -> Sequence[nn.Module]:
+        """Make the steps of `augment="default"`, from a PIL image to one of the size `preprocessing.crop`."""
+
+    # --- Lightning ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the images, once, and make the datasets, with transforms that fit the trainer's module."""
+        if self._collection is None:
+            self._collection = self.collect()
+            rank_zero_info(_describe(type(self).__name__, self._collection))
+        samples = self._collection.splits
+        self.class_names = self._collection.classes
+        self.num_classes = len(self.class_names)
+        counts = Counter(target for _, target in samples["train"])
+        self.class_counts = [counts[number] for number in range(self.num_classes)]
+        self.preprocessing = self.fit_preprocessing(self._module_preprocessing())
+        default = self.default_augmentation(self.preprocessing)
+        augmented = training_transform(self.augment, self.preprocessing, default)
+        evaluation = self.preprocessing.transform()
+        self.train_dataset = self._dataset("train", augmented, self.seed)
+        self.val_dataset = self._dataset("val", evaluation) if "val" in samples else None
+        self.test_dataset = self._dataset("test", evaluation) if "test" in samples else None
+
+    def train_dataloader(self) -> Loader:
+        """Give the training batches: shuffled anew each epoch, the same on every run with the same seed."""
+        loader = self._train_loader(self._workers())
+        if self.trainer is not None:
+            lower_log_interval(self.trainer, len(loader))
+        return loader
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Give the validation batches; none where there are no validation images."""
+        return [] if self.val_dataset is None else self._eval_loader(self.val_dataset, self._workers())
+
+    def test_dataloader(self) -> Loader:
+        """Give the test batches.
+
+        Raises:
+            ValueError: If there are no test images.
+        """
+        if self.test_dataset is None:
+            raise ValueError(
+                "the data has no test images: add a folder test/ to data.root, or give data.test_fraction above 0 "
+                "before training. The validation images are used by validate."
+            )
+        return self._eval_loader(self.test_dataset, self._workers())
+
+    def predict_dataloader(self) -> Loader:
+        """Give the test batches, or the validation batches where there are no test images.
+
+        Raises:
+            ValueError: If there are neither.
+        """
+        dataset = self.test_dataset or self.val_dataset
+        if dataset is None:
+            raise ValueError("the data has neither test nor validation images to predict; see data.val_fraction.")
+        return self._eval_loader(dataset, self._workers())
+
+    # --- on request -----------------------------------------------------------------------------------------------
+
+    def plot_batch(self, path: str | Path | None = None, *, split: Split = "train") -> "Figure":
+        """Draw the first batch as the network gets it, with augmentation, normalisation undone.
+
+        Args:
+            path: File to write, its suffix tells the format; None to write none.
+            split: `"train"`, `"val"` or `"test"`.
+
+        Returns:
+            The figure, of up to 36 images with the names of their classes.
+        """
+        from lit_transfer.data._plot import plot_images  # matplotlib is slow to import
+
+        if self._collection is None:
+            self.setup()
+        dataset = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}[split]
+        if dataset is None:
+            raise ValueError(f"the data has no {split} images to plot.")
+        images, targets = next(iter(self._train_loader(0) if split == "train" else self._eval_loader(dataset, 0)))
+        names = [self.class_names[target] for target in targets.tolist()[:MOST_PICTURES]]
+        figure = plot_images(images[:MOST_PICTURES], names, self.preprocessing.mean, self.preprocessing.std)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    # --- how ------------------------------------------------------------------------------------------------------
+
+    def _module_preprocessing(self) -> Preprocessing:
+        module = None if self.trainer is None else self.trainer.lightning_module
+        preprocessing = getattr(module, "preprocessing", None)
+        return preprocessing if isinstance(preprocessing, Preprocessing) else IMAGENET
+
+    def _dataset(
+        self, split: Split, transform: Callable[[Image.Image], Tensor], seed: int | None = None
+    ) -> LabelledImages:
+        assert self._collection is not None
+        read = self.reader(self.preprocessing.mode)
+        samples = self._collection.splits[split]
+        return LabelledImages(samples, self.class_names, read=read, transform=transform, seed=seed)
+
+    def _train_loader(self, workers: int) -> Loader:
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(self.train_dataset),
+            self.batch_size,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        if trainer:
+            sampler.ask_epoch = partial(current_epoch, trainer, -(-len(sampler) // self.batch_size))
+        return self._loader(self.train_dataset, workers, sampler=sampler)
+
+    def _eval_loader(self, dataset: LabelledImages, workers: int) -> Loader:
+        return self._loader(dataset, workers)
+
+    def _loader(self, dataset: LabelledImages, workers: int, sampler: EpochSampler | None = None) -> Loader:
+        quiet_worker_advice()
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
+            persistent_workers=workers > 0 if self.persistent_workers is None else self.persistent_workers,
+            # Its own, since a loader otherwise draws from torch's and so changes what the training draws next.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        assert self._collection is not None
+        if sum(map(len, self._collection.splits.values())) <= FEW_IMAGES:
+            return 0
+        return min(4, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
+
+
+def _describe(name: str, collection: Collection) -> str:
+    sizes = ", ".join(f"{split} {len(collection.splits.get(split, []))}" for split in ("train", "val", "test"))
+    classes = collection.classes
+    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return "\n  ".join([f"{name}: {len(classes)} classes ({shown}); images: {sizes}", *collection.notes])
+
+
+def _check_loading(batch_size: int, augment: Augment, num_workers: int | None, persistent_workers: bool | None) -> None:
+    if batch_size < 1:
+        raise ValueError(f"data.batch_size must be at least 1; got {batch_size}.")
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"data.num_workers must be at least 0, or None to choose; got {num_workers}.")
+    if persistent_workers and num_workers == 0:
+        raise ValueError("data.persistent_workers=True needs workers; got data.num_workers=0.")
+    if not callable(augment) and augment not in AUGMENT_NAMES:
+        near = get_close_matches(str(augment), AUGMENT_NAMES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"data.augment must be one of {AUGMENT_NAMES} or a callable; got {augment!r}.{hint}")

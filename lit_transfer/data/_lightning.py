@@ -1,0 +1,34 @@
+"""What Lightning needs to be told or asked, so that a datamodule works with a plain Trainer."""
+
+import warnings
+
+from lightning.pytorch import Trainer
+
+
+def current_epoch(trainer: Trainer, batches: int) -> int:
+    """Give the epoch whose batches come next, also before Lightning has worked out where a resumed run goes on.
+
+    The first iterator of a run is made before `FitLoop.reset`: after a checkpoint of an epoch's last batch the counters
+    still say that this epoch is running, with all of its batches done.
+
+    Args:
+        trainer: The trainer of the run.
+        batches: Number of batches of an epoch.
+    """
+    loop = trainer.fit_loop
+    epoch = trainer.current_epoch
+    finished = loop.restarting and loop.epoch_loop.batch_progress.current.ready >= batches
+    return epoch + int(finished and epoch < loop.epoch_progress.current.ready)
+
+
+def lower_log_interval(trainer: Trainer, batches: int) -> None:
+    """See that a small set is logged once per epoch at least: Lightning's 50 steps would leave whole epochs out."""
+    limit = trainer.limit_train_batches
+    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector of the Trainer sets it
+    trainer.log_every_n_steps = min(interval, max(1, used))  # type: ignore[attr-defined]  # as above
+
+
+def quiet_worker_advice() -> None:
+    """Silence the advice to use more workers: their number was chosen, by the user or for so few images."""
+    warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck")

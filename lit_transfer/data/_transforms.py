@@ -1,0 +1,93 @@
+"""From an image to a backbone's input: what training adds to the backbone's own preprocessing."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from lit_transfer.backbones import Preprocessing
+
+Augment = Literal["default", "none", "trivial", "rand"] | Callable[[Any], Any]
+AUGMENT_NAMES = ("default", "none", "trivial", "rand")
+_POLICIES: dict[str, Callable[[], nn.Module]] = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
+
+
+def resized(preprocessing: Preprocessing, image_size: int, *, whole: bool = False) -> Preprocessing:
+    """Give the preprocessing for another image size, the margin around the crop kept in proportion.
+
+    Args:
+        preprocessing: That of the backbone.
+        image_size: Side of the images that the backbone gets, in pixels.
+        whole: Leave out the margin: the whole of a square image is seen.
+    """
+    values = preprocessing.to_dict()
+    margin = 1.0 if whole else preprocessing.resize / preprocessing.crop
+    return Preprocessing.from_dict({**values, "crop": image_size, "resize": round(image_size * margin)})
+
+
+def training_transform(
+    augment: Augment, preprocessing: Preprocessing, default: Sequence[nn.Module]
+) -> Callable[[Image.Image], Tensor]:
+    """Build the transform of the training images.
+
+    Args:
+        augment: `"none"` for the transform of evaluation; `"default"`; `"trivial"` and `"rand"` for the default
+            followed by TrivialAugmentWide or RandAugment; or a callable, see `FreeTransform`.
+        preprocessing: That of the backbone.
+        default: What `"default"` does to a PIL image; it ends with the backbone's image size.
+
+    Raises:
+        ValueError: If a policy cannot work on images with an alpha channel.
+    """
+    if callable(augment):
+        return FreeTransform(augment, preprocessing)
+    if augment == "none":
+        transform: Callable[[Image.Image], Tensor] = preprocessing.transform()
+        return transform
+    policy = [_POLICIES[augment]()] if augment in _POLICIES else []
+    if policy and preprocessing.mode == "RGBA":
+        raise ValueError(f"data.augment={augment!r} works on images of 1 or 3 channels; the backbone takes 4.")
+    return v2.Compose([*default, *policy, *_to_input(preprocessing)])
+
+
+def resize_to_crop(preprocessing: Preprocessing) -> v2.Resize:
+    """Build the step that brings any image to the backbone's size, its sides not kept in proportion."""
+    size = (preprocessing.crop, preprocessing.crop)
+    return v2.Resize(size, interpolation=v2.InterpolationMode(preprocessing.interpolation), antialias=True)
+
+
+class FreeTransform:
+    """A user's own transform, made to fit the backbone.
+
+    It takes a PIL image. If it gives an image or a uint8 tensor, that is brought to the backbone's size where it has
+    another, scaled and normalised. A float tensor is taken as it is.
+    """
+
+    def __init__(self, augment: Callable[[Any], Any], preprocessing: Preprocessing) -> None:
+        self.augment = augment
+        self.fit = v2.Compose([resize_to_crop(preprocessing), *_to_input(preprocessing)])
+        self.shape = (len(preprocessing.mean), preprocessing.crop, preprocessing.crop)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Transform a PIL image to a float tensor (C, H, W).
+
+        Raises:
+            TypeError: If the user's transform gives something other than an image or a tensor.
+            ValueError: If its tensor has another shape than the backbone takes.
+        """
+        out = self.augment(image)
+        if not isinstance(out, Tensor | Image.Image):
+            raise TypeError(f"data.augment must give a PIL image or a tensor; got {type(out).__name__}.")
+        if not (isinstance(out, Tensor) and out.is_floating_point()):
+            out = self.fit(out)
+        if tuple(out.shape) != self.shape:
+            raise ValueError(f"data.augment must give images of shape {self.shape}; got {tuple(out.shape)}.")
+        return torch.as_tensor(out)
+
+
+def _to_input(preprocessing: Preprocessing) -> list[nn.Module]:
+    scale = v2.ToDtype(torch.float32, scale=True)
+    return [v2.ToImage(), scale, v2.Normalize(list(preprocessing.mean), list(preprocessing.std)), v2.ToPureTensor()]

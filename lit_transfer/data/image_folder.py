@@ -1,0 +1,155 @@
+"""A folder of photos, sorted into class folders, as a datamodule."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+from torchvision.transforms import v2
+
+from lit_transfer.backbones import Preprocessing
+from lit_transfer.data._images import check_header, read_image
+from lit_transfer.data._labelled_image_data import Collection, LabelledImageData
+from lit_transfer.data._scan import ClassFolders, Split, check_same_classes, find_splits, scan_classes
+from lit_transfer.data._split import check_fractions, stratified_split
+from lit_transfer.data._transforms import Augment, resized
+
+Sample = tuple[Path, int]
+
+
+class ImageFolderData(LabelledImageData):
+    """Photos in `root/CLASS/`, or in `root/train/CLASS/` and so on, made ready for the module being trained.
+
+    The folder of validation images is called `val`, `valid` or `validation`, that of the test images `test`. Where one
+    is missing, its images are taken from the training images, the same ones at every run with the same seed.
+
+    Files that are no image by their name (GIF is none) are skipped and counted. See LabelledImageData for what `setup`
+    sets, and `plot_batch` for a look at a batch.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        batch_size: int = 32,
+        *,
+        augment: Augment = "default",
+        image_size: int | None = None,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        persistent_workers: bool | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Remember where the images are; nothing is read before `setup`.
+
+        Args:
+            root: The folder.
+            batch_size: Images in a batch, on each device.
+            augment: What the training images go through: `"default"` cuts out a random part of 35 to 100 % of the area
+                and flips half of them left to right; `"trivial"` and `"rand"` add torchvision's TrivialAugmentWide or
+                RandAugment; `"none"` treats them as in evaluation. Or a callable that takes a PIL image: an image or
+                uint8 tensor that it returns is brought to size and normalised, a float tensor is taken as it is.
+            image_size: Side of the images in pixels; None for what the module's preprocessing says, 224 if it has none.
+            val_fraction: Share of each class that becomes the validation images if there is no folder of them; 0 for
+                none.
+            test_fraction: The same for the test images.
+            seed: Of the split, the order and the augmentation.
+            num_workers: Processes that load images; None to choose: none for up to 128 images, else up to 4.
+            pin_memory: Load into page-locked memory; None for yes if there is CUDA.
+            persistent_workers: Keep the processes from epoch to epoch; None for yes if there are any.
+            verify: Open each file's header in `setup`, so that a broken file is found before training starts.
+        """
+        check_fractions(val_fraction, test_fraction)
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"data.image_size is in pixels, at least 1; got {image_size}.")
+        super().__init__(
+            batch_size,
+            augment=augment,
+            seed=seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=persistent_workers,
+        )
+        self.root, self.image_size, self.verify = Path(root), image_size, verify
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+
+    def collect(self) -> Collection:
+        """Read the folders, split them where needed, and open each file's header.
+
+        Raises:
+            FileNotFoundError: If root is no folder.
+            ValueError: If the folders are not as expected, or a file is broken.
+        """
+        folders = find_splits(self.root)
+        if self.test_fraction and "test" in folders:
+            raise ValueError(
+                f"data.test_fraction={self.test_fraction} asks for test images out of train, but "
+                f"{str(folders['test'])!r} holds some: remove one of the two."
+            )
+        scans = {split: scan_classes(folder) for split, folder in folders.items()}
+        classes = list(scans["train"].images)
+        for split in scans:
+            check_same_classes(classes, scans[split].images, split)
+        splits, notes = self._fill({split: _samples(scan) for split, scan in scans.items()}, classes)
+        notes += self._skipped([path for scan in scans.values() for path in scan.skipped])
+        if self.verify:
+            for path, _ in (sample for samples in splits.values() for sample in samples):
+                check_header(path)
+        return Collection(classes, splits, notes)
+
+    def reader(self, mode: str) -> Callable[[Any], Image.Image]:
+        """Make what opens a file."""
+        return partial(read_image, mode=mode)
+
+    def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
+        """Put in the image size that was asked for."""
+        return preprocessing if self.image_size is None else resized(preprocessing, self.image_size)
+
+    def default_augmentation(self, preprocessing: Preprocessing) -> Sequence[nn.Module]:
+        """Cut out a part of moderate size, since a pretrained network learns from few epochs, and flip."""
+        interpolation = v2.InterpolationMode(preprocessing.interpolation)
+        part = v2.RandomResizedCrop(preprocessing.crop, (0.35, 1.0), interpolation=interpolation, antialias=True)
+        return [part, v2.RandomHorizontalFlip()]
+
+    def _fill(
+        self, splits: dict[Split, list[Sample]], classes: list[str]
+    ) -> tuple[dict[Split, list[Sample]], list[str]]:
+        """Take missing splits out of train, and say so."""
+        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
+        wanted = {split: share for split, share in fractions.items() if share and split not in splits}
+        if not wanted:
+            return splits, []
+        train = splits["train"]
+        _check_enough(train, classes, list(wanted))
+        keys = [path.relative_to(self.root).as_posix() for path, _ in train]
+        *parts, rest = stratified_split(keys, [target for _, target in train], list(wanted.values()), seed=self.seed)
+        made = {split: [train[i] for i in part] for split, part in zip(wanted, parts, strict=True)}
+        notes = [f"{split} is {share:.0%} of each class of train (seed {self.seed})" for split, share in wanted.items()]
+        return {**splits, **made, "train": [train[i] for i in rest]}, notes
+
+    def _skipped(self, paths: list[Path]) -> list[str]:
+        if not paths:
+            return []
+        names = [path.relative_to(self.root).as_posix() for path in paths[:3]]
+        files = "1 file that is" if len(paths) == 1 else f"{len(paths)} files that are"
+        return [f"skipped {files} no image in a class folder: {', '.join(names)}{', ...' if len(paths) > 3 else ''}"]
+
+
+def _samples(scan: ClassFolders) -> list[Sample]:
+    return [(path, number) for number, files in enumerate(scan.images.values()) for path in files]
+
+
+def _check_enough(train: list[Sample], classes: list[str], wanted: list[Split]) -> None:
+    counts = Counter(target for _, target in train)
+    for number, name in enumerate(classes):
+        if counts[number] <= len(wanted):
+            raise ValueError(
+                f"class {name!r} in data.root has {counts[number]} training image(s): too few to take "
+                f"{' and '.join(wanted)} images from. Expected at least {len(wanted) + 1}; add images or a folder "
+                f"{wanted[-1]}/, or set data.{wanted[-1]}_fraction=0."
+            )
