@@ -1,0 +1,8 @@
+"""Pretrained architectures without their classifiers, cut into stages: torchvision, timm, and modules of one's own."""
+
+from lit_transfer.backbones._backbone import Backbone
+from lit_transfer.backbones._create import create_backbone
+from lit_transfer.backbones._listing import BackboneInfo, describe_backbones, list_backbones
+from lit_transfer.backbones._preprocessing import Preprocessing
+
+__all__ = ["Backbone", "BackboneInfo", "Preprocessing", "create_backbone", "describe_backbones", "list_backbones"]

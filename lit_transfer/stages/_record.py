@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["Call", "Record", "Use", "record_run"]
+__all__ = ["Call", "Inputs", "Record", "Use", "record_run"]
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a `forward`."""
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Record:
     output_shape: tuple[int, ...] = ()
 
 
-def record_run(module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Record:
+def record_run(module: nn.Module, inputs: Inputs) -> Record:
     """Run the module in eval mode and write down what it uses; nothing about it or torch's state is changed by this.
 
     Parameters and buffers are replaced by tensors on the meta device for the run, so that no memory is filled and
@@ -78,7 +82,7 @@ def record_run(module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]
         raise ValueError(_cannot_run(module, inputs, error)) from error
 
 
-def _on_meta(module: nn.Module, inputs: Any) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]:
+def _on_meta(module: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]:
     state: dict[str, Tensor] = {
         name: torch.empty_like(tensor, device="meta", requires_grad=False)
         for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers())
@@ -87,7 +91,7 @@ def _on_meta(module: nn.Module, inputs: Any) -> tuple[dict[str, Tensor], tuple[A
     return state, args, kwargs
 
 
-def _for_real(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _for_real(module: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     like = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
 
     def sample(tensor: Tensor) -> Tensor:
@@ -114,7 +118,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = module
-        self._names = {name: parameter for name, parameter in module.named_parameters()}
+        self._names = dict(module.named_parameters())
         self._by_id: dict[int, str] = {}
         self._inside: list[str] = []
         self._clock = itertools.count()

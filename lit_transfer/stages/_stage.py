@@ -13,7 +13,7 @@ class Stage:
         name: `"stem"` for the first, then `"stage1"` to `"stageN"`, and `"head"` for the classifier.
         modules: Dotted names of its units in the order of their first use, those without parameters included.
         parameters: Names as in `module.named_parameters()`; a tied parameter once, under its first name.
-        output_shape: Shape of what its last unit with a weight matrix gives, without the batch dimension; None if unknown.
+        output_shape: Shape of what its last unit with a weight matrix gives, without batch dimension; None if unknown.
     """
 
     name: str

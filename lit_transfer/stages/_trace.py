@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_transfer.stages._classifier import find_classifiers, named_classifier
 from lit_transfer.stages._group import group_units
-from lit_transfer.stages._record import Record, record_run
+from lit_transfer.stages._record import Inputs, Record, record_run
 from lit_transfer.stages._stage import Stage, Trace
 from lit_transfer.stages._units import Unit, open_along, open_dominant, top_units
 

@@ -47,7 +47,7 @@ class Unit:
 
     @cached_property
     def is_sequence(self) -> bool:
-        """False where a child takes the unit's own input after another has changed the resolution: branches of a sum."""
+        """False where a child takes the unit's own input after another changed the resolution: branches of a sum."""
         call, changed = self.record.calls.get(self.name), False
         if call is None:
             return True
@@ -152,7 +152,7 @@ def _dominant(units: Sequence[Unit], closed: set[str]) -> Unit | None:
 
 
 def _opened(units: list[Unit], big: Unit, count_stages: Callable[[Sequence[Unit]], int]) -> list[Unit] | None:
-    """Open one unit, and the dominant one inside it, and so on, until there are more stages; None if there never are."""
+    """Open a unit, the dominant one inside it, and so on, until there are more stages; None if there never are."""
     at, before, pieces = units.index(big), count_stages(units), [big]
     while inner := _dominant(pieces, set()):
         place = pieces.index(inner)
