@@ -1,0 +1,21 @@
+"""Weights from any file into any model: read safely, matched by search, all or nothing, told."""
+
+from lit_transfer.weights._checkpoint import Checkpoint, Source, open_checkpoint
+from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._load import load_weights, plan_weights
+from lit_transfer.weights._plan import Entry, Plan
+from lit_transfer.weights._report import LoadReport
+from lit_transfer.weights._save import save_weights
+
+__all__ = [
+    "Checkpoint",
+    "Entry",
+    "LoadReport",
+    "Plan",
+    "Source",
+    "WeightsError",
+    "load_weights",
+    "open_checkpoint",
+    "plan_weights",
+    "save_weights",
+]

@@ -1,0 +1,114 @@
+"""Which match is meant, where a file fits in several ways."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._match import Match
+from lit_transfer.weights._plan import Plan
+from lit_transfer.weights._target import is_under
+
+Prefer: TypeAlias = Literal["ema", "plain"]
+Candidate: TypeAlias = tuple[Match, Plan]
+
+# The copy of a network that follows another one slowly, in momentum contrast and BYOL.
+_FOLLOWERS = {"k", "key", "momentum", "target"}
+
+
+def choose(candidates: Sequence[Candidate], prefer: Prefer) -> tuple[Plan, str]:
+    """The plan that is meant, and a sentence about the choice ("" if there was none).
+
+    A complete plan is taken; of several, the averaged network before the plain one, teacher before student, query
+    encoder before key encoder, a state dict before a pickled module. With `prefer="plain"`, for training that goes
+    on, the averaged network and the teacher come last.
+
+    Raises:
+        WeightsError: Two fit equally well.
+    """
+    complete = _dominant([c for c in candidates if c[1].complete and not _part_of_better(c, candidates)])
+    if not complete:
+        return max(candidates, key=lambda c: (_plausible(c[0]), c[0].fitting, -len(c[0].edit.strip)))[1], ""
+    ranked = sorted(complete, key=lambda c: _rank(c[0], prefer))
+    first, others = ranked[0], ranked[1:]
+    equal = [other for other in others if _rank(other[0], prefer) == _rank(first[0], prefer)]
+    if equal:
+        raise WeightsError(_ambiguous(first, equal[0]))
+    if not others:
+        return first[1], ""
+    passed = ", ".join(f"key={_name(match)}" for match, _ in others)
+    return first[1], f"{_name(first[0])} was chosen; the file also has {passed}"
+
+
+def has_key(match: Match, key: str) -> bool:
+    """Whether `key` names the match: a run of whole segments of its place in the file."""
+    if not key:
+        return not match.state_dict.key
+    return f".{key}." in f".{match.label}."
+
+
+def _part_of_better(candidate: Candidate, candidates: Sequence[Candidate]) -> bool:
+    """Whether it fills a part, by chance or not, of what the same state dict fills better from further out."""
+    match = candidate[0]
+    if not _plausible(match):
+        return True
+    return any(
+        other.state_dict is match.state_dict
+        and other.fitting > match.fitting
+        and other.part != match.part
+        and is_under(match.part, other.part)
+        for other, _ in candidates
+    )
+
+
+def _plausible(match: Match) -> bool:
+    """A part of the model that was found must be most of the model, or take most of the file under a plain name."""
+    if match.part == match.root:
+        return True
+    total = sum(tensor.numel() for tensor in match.target.under(match.root).values())
+    if 2 * sum(tensor.numel() for tensor in match.slots.values()) >= total:
+        return True
+    numbered = any(segment.isdigit() for segment in f"{match.part}.{match.edit.strip}".split("."))
+    return not numbered and 2 * (len(match.pairs) + len(match.leftover)) >= len(match.state_dict)
+
+
+def _dominant(candidates: list[Candidate]) -> list[Candidate]:
+    """Without those that do a part of what another does, or the same."""
+    work = [{(name, match.tensor(name).place()) for name in match.pairs} for match, _ in candidates]
+    kept = []
+    for i, candidate in enumerate(candidates):
+        beaten = any(work[i] < other or (work[i] == other and j < i) for j, other in enumerate(work) if j != i)
+        if not beaten:
+            kept.append(candidate)
+    return kept
+
+
+def _rank(match: Match, prefer: Prefer) -> tuple[int, ...]:
+    words = set(re.split(r"[._]", match.label.lower()))
+    averaged, teacher, student = "ema" in words, "teacher" in words, "student" in words
+    if prefer == "plain":
+        averaged, teacher, student = not averaged, student, teacher
+    return (
+        int(match.state_dict.kind == "module"),
+        int(not averaged),
+        0 if teacher else 2 if student else 1,
+        int(bool(words & _FOLLOWERS)),
+        int("current" in words),
+    )
+
+
+def _name(match: Match) -> str:
+    return repr(match.label)
+
+
+def _ambiguous(first: Candidate, second: Candidate) -> str:
+    one, two = first[0], second[0]
+    if one.label != two.label:
+        return (
+            f"{first[1].source} fits in two ways, from {_name(one)} ({len(one.pairs)} tensors) and from {_name(two)} "
+            f"({len(two.pairs)} tensors): choose with key={_name(one)} or key={_name(two)}"
+        )
+    return (
+        f"{first[1].source} fits two parts of the model, {one.part!r} and {two.part!r}: "
+        f"choose with target={one.part!r} or target={two.part!r}"
+    )

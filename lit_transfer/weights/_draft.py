@@ -1,0 +1,195 @@
+"""From a match to a plan: what each tensor gets, and what stands against it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from lit_transfer.weights._adapt import adaptation
+from lit_transfer.weights._checkpoint import Checkpoint
+from lit_transfer.weights._head import find_head, is_cut_head
+from lit_transfer.weights._match import Match
+from lit_transfer.weights._patterns import chosen
+from lit_transfer.weights._plan import Entry, Plan
+from lit_transfer.weights._report import few
+from lit_transfer.weights._target import is_counter, is_under, is_under_any
+
+OnMismatch: TypeAlias = Literal["adapt", "skip", "error"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller asked for; see load_weights."""
+
+    head: tuple[str, ...] | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    on_mismatch: OnMismatch = "adapt"
+    min_coverage: float = 1.0
+
+    def wants(self, name: str) -> bool:
+        """Whether a tensor of that name is to be filled."""
+        return (not self.include or chosen(name, self.include)) and not chosen(name, self.exclude)
+
+
+def draft_plan(checkpoint: Checkpoint, match: Match, wishes: Wishes) -> Plan:
+    """The plan that a match gives, with its problems."""
+    head = find_head(match, wishes.head)
+    entries = _tied(match, [_entry(match, name, head, wishes) for name in match.slots])
+    stray = [name for name in match.leftover if wishes.wants(name) and not _has_leave(match, name, head)]
+    coverage, accepted = _coverage(entries, head)
+    problems = _problems(match, entries, stray, accepted, wishes)
+    return Plan(
+        source=checkpoint.name,
+        format=checkpoint.format,
+        key=match.state_dict.key,
+        prefix=match.edit.strip,
+        target=match.part,
+        edit=str(match.edit),
+        entries=tuple(entries),
+        head=head,
+        unexpected=(*match.leftover.values(), *match.outside),
+        coverage=coverage,
+        problems=tuple(problems),
+        metadata=_metadata(match),
+    )
+
+
+def _entry(match: Match, name: str, head: tuple[str, ...], wishes: Wishes) -> Entry:
+    ours = tuple(match.slots[name].shape)
+    if not wishes.wants(name):
+        return Entry(name, ours, "keep", reason="excluded")
+    if name not in match.pairs:
+        if is_under_any(name, head):
+            return Entry(name, ours, "fresh", reason="head, not in the file")
+        if is_counter(name):
+            return Entry(name, ours, "keep", reason="a counter that old files lack")
+        return Entry(name, ours, "missing")
+    tensor = match.tensor(name)
+    reason = "" if tensor.dtype == match.slots[name].dtype else _dtypes(tensor.dtype, match.slots[name].dtype)
+    entry = Entry(name, ours, "load", match.pairs[name], tensor.shape, tensor.nbytes, reason, tensor)
+    clash = _dtype_clash(tensor.dtype, match.slots[name].dtype)
+    return _other(match, entry, head, wishes, clash) if clash or tensor.shape != ours else entry
+
+
+def _other(match: Match, entry: Entry, head: tuple[str, ...], wishes: Wishes, clash: str) -> Entry:
+    """The entry for a tensor of another shape or kind."""
+    theirs = entry.source_shape or ()
+    shapes = clash or f"{_shape(theirs)} in the file, {_shape(entry.shape)} in the model"
+    if is_under_any(entry.name, head) and (wishes.on_mismatch != "error" or wishes.head is not None):
+        return replace(entry, action="fresh", reason=f"head, {shapes}")
+    if wishes.on_mismatch == "skip":
+        return replace(entry, action="skip", reason=shapes)
+    change = None
+    if wishes.on_mismatch == "adapt" and not clash:
+        first = entry.name == _first_convolution(match)
+        change = adaptation(match.target.owner(entry.name), theirs, entry.shape, first=first)
+    if change is None:
+        return replace(entry, action="missing", reason=shapes)
+    return replace(entry, action="adapt", reason=change.reason, change=change)
+
+
+def _first_convolution(match: Match) -> str | None:
+    for name in match.slots:
+        if isinstance(match.target.owner(name), nn.modules.conv._ConvNd) and name.endswith(".weight"):
+            return name
+    return None
+
+
+def _tied(match: Match, entries: list[Entry]) -> list[Entry]:
+    """A missing tensor whose other name is filled is filled."""
+    filled = {id(match.slots[e.name]): e for e in entries if e.action in ("load", "adapt")}
+    result = []
+    for entry in entries:
+        twin = filled.get(id(match.slots[entry.name]))
+        if entry.action == "missing" and entry.source is None and twin is not None:
+            entry = replace(twin, name=entry.name, reason=f"tied to {twin.name}")
+        result.append(entry)
+    return result
+
+
+def _has_leave(match: Match, name: str, head: tuple[str, ...]) -> bool:
+    """Whether a left-over tensor may be left over: an old head, a counter, or a part that the model does not have."""
+    target = match.target
+    if is_counter(name) or name in target.transient or is_under_any(name, head) or is_cut_head(match, name):
+        return True
+    inside = name[len(match.part) + 1 :] if match.part else name
+    first = inside.partition(".")[0]
+    top = name[: len(name) - len(inside) + len(first)]
+    if any(is_under(slot, top) for slot in match.slots) or top in target.modules:
+        return False
+    numbered = any(slot[len(name) - len(inside) :].partition(".")[0].isdigit() for slot in match.slots)
+    return not (first.isdigit() and numbered)
+
+
+def _coverage(entries: list[Entry], head: tuple[str, ...]) -> tuple[float, float]:
+    """(fraction filled, the same with accepted mismatches), of what is wanted, head and counters excepted."""
+    body = [e for e in entries if e.action != "keep" and not is_counter(e.name) and not is_under_any(e.name, head)]
+    filled = sum(entry.action in ("load", "adapt") for entry in body)
+    skipped = sum(entry.action == "skip" for entry in body)
+    if not body:
+        return 1.0, 1.0
+    return filled / len(body), (filled + skipped) / len(body)
+
+
+def _problems(match: Match, entries: list[Entry], stray: list[str], accepted: float, wishes: Wishes) -> list[str]:
+    problems = []
+    missing = [entry.name for entry in entries if entry.action == "missing" and entry.source is None]
+    clashing = [entry for entry in entries if entry.action == "missing" and entry.source is not None]
+    if not any(entry.action in ("load", "adapt") for entry in entries):
+        problems.append("no tensor of it fits the model")
+    if clashing:
+        how = "no adaptation fits" if wishes.on_mismatch == "adapt" else "on_mismatch='error'"
+        problems.append(
+            f"{len(clashing)} tensors differ in shape and {how}: {few(f'{e.name} ({e.reason})' for e in clashing)}; "
+            f"exclude=[{clashing[0].name!r}, ...] or on_mismatch='skip' leaves them as they are"
+        )
+    if missing and accepted < wishes.min_coverage:
+        problems.append(
+            f"{len(missing)} of {len(entries)} tensors of the model are not in it: {few(missing)}; "
+            f"min_coverage={math.floor(accepted * 100) / 100} accepts that"
+        )
+    if stray:
+        problems.append(
+            f"{len(stray)} tensors of it are left over in modules that the model has: {few(stray)}; "
+            f"exclude={_outermost(match, stray)} accepts that"
+        )
+    return problems
+
+
+def _outermost(match: Match, stray: list[str]) -> list[str]:
+    """The fewest dotted names that cover left-over tensors and none of the model's."""
+    covering = []
+    for name in stray:
+        segments = name.split(".")
+        prefixes = (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
+        covering.append(next(p for p in prefixes if p == name or not any(is_under(slot, p) for slot in match.slots)))
+    return list(dict.fromkeys(covering))
+
+
+def _metadata(match: Match) -> dict[str, dict[str, Any]]:
+    """The modules' versions under the model's names."""
+    pairs = {file.rpartition(".")[0]: name.rpartition(".")[0] for name, file in match.pairs.items()}
+    known = match.state_dict.metadata
+    return {module: known[source] for source, module in pairs.items() if source in known}
+
+
+def _dtype_clash(theirs: torch.dtype, ours: torch.dtype) -> str:
+    return "" if _kind(theirs) == _kind(ours) else f"{_dtypes(theirs, ours)} would change the kind of number"
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
+        return "bool"
+    return "complex" if dtype.is_complex else "float" if dtype.is_floating_point else "int"
+
+
+def _dtypes(theirs: torch.dtype, ours: torch.dtype) -> str:
+    return f"{str(theirs).removeprefix('torch.')} to {str(ours).removeprefix('torch.')}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

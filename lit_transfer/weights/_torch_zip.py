@@ -1,0 +1,99 @@
+"""Torch's zip format: a pickle beside one stored member for each storage.
+
+Layout: `NAME/data.pkl`, `NAME/data/KEY` (raw bytes, stored, aligned to 64), `NAME/byteorder`, `NAME/version`.
+Source: torch/serialization.py and caffe2/serialize/inline_container.cc.
+"""
+
+import struct
+import zipfile
+from functools import partial
+from typing import IO, Any
+
+from lit_transfer.weights._content import Content
+from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._inert import MAX_PICKLE_BYTES, unpickle_bytes
+from lit_transfer.weights._lazy import SourceFile, Storage
+from lit_transfer.weights._stand_ins import TypedStorage, storage_dtype
+
+MAX_MEMBERS = 1_000_000
+
+
+def read_torch_zip(file: SourceFile) -> Content:
+    """Read the pickle of a torch zip file; the storages stay in the file."""
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            root = _root(file, members)
+            data = _small_member(archive, members[root + "data.pkl"], file)
+            order = members.get(root + "byteorder")
+            swapped = order is not None and _small_member(archive, order, file) == b"big"
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(
+            f"{file.path} is a zip file that is truncated or damaged ({error}); it has {file.size:,} bytes: "
+            "compare with the size at its source and copy or download it again"
+        ) from error
+    storages: dict[str, Storage] = {}
+
+    def storage(pid: Any) -> Any:
+        kind, key, location, count = _storage_id(pid)
+        dtype = storage_dtype(kind)
+        if key not in storages:
+            storages[key] = _storage(file, members, f"{root}data/{key}", count * dtype.itemsize, location, swapped)
+        return TypedStorage(storages[key], dtype)
+
+    content, names = unpickle_bytes(data, storage)
+    script = any(name.startswith(root + "code/") for name in members)
+    return Content(content, "TorchScript archive" if script else "torch zip", file, frozenset(names))
+
+
+def _root(file: SourceFile, members: dict[str, zipfile.ZipInfo]) -> str:
+    """The folder inside the archive that holds data.pkl, with its slash."""
+    if len(members) > MAX_MEMBERS:
+        raise WeightsError(f"{file.path} is a zip file of {len(members):,} members: no checkpoint is like that")
+    roots = [name.removesuffix("data.pkl") for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not roots:
+        some = ", ".join(list(members)[:5]) or "nothing"
+        raise WeightsError(f"{file.path} is a zip file without data.pkl (it holds {some}): not a torch checkpoint")
+    return min(roots, key=len)
+
+
+def _small_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: SourceFile) -> bytes:
+    """The bytes of a member. A stored one cannot be larger than the file; a packed one is a bomb if it says more."""
+    if info.file_size > MAX_PICKLE_BYTES or info.file_size > 100 * file.size:
+        raise WeightsError(f"{file.path}: {info.filename} declares {info.file_size:,} bytes: damaged, or a zip bomb")
+    with archive.open(info) as member:
+        return member.read(info.file_size)
+
+
+def _storage_id(pid: Any) -> tuple[Any, str, str, int]:
+    if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+        raise WeightsError("the pickle refers to something outside it that is no storage")
+    _, kind, key, location, count = pid[:5]
+    if not isinstance(key, str | int) or type(count) is not int or count < 0:
+        raise WeightsError("the pickle refers to a storage without a key or a length")
+    return kind, str(key), str(location), count
+
+
+def _storage(
+    file: SourceFile, members: dict[str, zipfile.ZipInfo], name: str, nbytes: int, location: str, swapped: bool
+) -> Storage:
+    info = members.get(name)
+    if info is None:
+        raise WeightsError(f"{file.path} has no member {name!r}, which its pickle refers to: damaged")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise WeightsError(f"{file.path} was zipped again with compression: unpack it and zip it with `zip -0 -r`")
+    if info.file_size < nbytes or info.header_offset + info.file_size > file.size:
+        raise WeightsError(f"{file.path}: member {name!r} has {info.file_size} bytes where {nbytes} are needed")
+    return Storage(file, nbytes, partial(_first_byte, file, info.header_offset, name), location, swapped)
+
+
+def _first_byte(file: SourceFile, header: int, name: str, handle: IO[bytes]) -> int:
+    """Where a member's data begins: only its local header knows how much padding there is."""
+    handle.seek(header)
+    fixed = handle.read(30)
+    if len(fixed) < 30 or fixed[:4] != b"PK\x03\x04":
+        raise WeightsError(f"{file.path}: the header of member {name!r} is damaged")
+    name_length, extra_length = struct.unpack("<HH", fixed[26:30])
+    return header + 30 + int(name_length) + int(extra_length)
