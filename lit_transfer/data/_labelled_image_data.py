@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_transfer.backbones import Preprocessing
+from lit_transfer.backbones._preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from lit_transfer.data._dataset import LabelledImages
-from lit_transfer.data._lightning import current_epoch, lower_log_interval, quiet_worker_advice
+from lit_transfer.data._lightning import current_epoch, lower_log_interval, quiet_no_validation, quiet_worker_advice
 from lit_transfer.data._sampler import EpochSampler
 from lit_transfer.data._scan import Split
 from lit_transfer.data._transforms import AUGMENT_NAMES, Augment, training_transform
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 Loader = DataLoader[tuple[Tensor, int]]
 # What most torchvision weights were made with: for modules that do not say how their images are made ready.
-IMAGENET = Preprocessing(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = Preprocessing(resize=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 FEW_IMAGES = 128  # up to here workers take longer to start than one process takes to read
 MOST_PICTURES = 36  # of one batch in a plot
 
@@ -127,7 +128,10 @@ class LabelledImageData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Give the validation batches; none where there are no validation images."""
-        return [] if self.val_dataset is None else self._eval_loader(self.val_dataset, self._workers())
+        if self.val_dataset is None:
+            quiet_no_validation()
+            return []
+        return self._loader(self.val_dataset, self._workers())
 
     def test_dataloader(self) -> Loader:
         """Give the test batches.
@@ -140,7 +144,7 @@ class LabelledImageData(LightningDataModule, ABC):
                 "the data has no test images: add a folder test/ to data.root, or give data.test_fraction above 0 "
                 "before training. The validation images are used by validate."
             )
-        return self._eval_loader(self.test_dataset, self._workers())
+        return self._loader(self.test_dataset, self._workers())
 
     def predict_dataloader(self) -> Loader:
         """Give the test batches, or the validation batches where there are no test images.
@@ -151,7 +155,7 @@ class LabelledImageData(LightningDataModule, ABC):
         dataset = self.test_dataset or self.val_dataset
         if dataset is None:
             raise ValueError("the data has neither test nor validation images to predict; see data.val_fraction.")
-        return self._eval_loader(dataset, self._workers())
+        return self._loader(dataset, self._workers())
 
     # --- on request -----------------------------------------------------------------------------------------------
 
@@ -172,7 +176,7 @@ class LabelledImageData(LightningDataModule, ABC):
         dataset = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}[split]
         if dataset is None:
             raise ValueError(f"the data has no {split} images to plot.")
-        images, targets = next(iter(self._train_loader(0) if split == "train" else self._eval_loader(dataset, 0)))
+        images, targets = next(iter(self._train_loader(0) if split == "train" else self._loader(dataset, 0)))
         names = [self.class_names[target] for target in targets.tolist()[:MOST_PICTURES]]
         figure = plot_images(images[:MOST_PICTURES], names, self.preprocessing.mean, self.preprocessing.std)
         if path is not None:
@@ -207,14 +211,11 @@ class LabelledImageData(LightningDataModule, ABC):
             sampler.ask_epoch = partial(current_epoch, trainer, -(-len(sampler) // self.batch_size))
         return self._loader(self.train_dataset, workers, sampler=sampler)
 
-    def _eval_loader(self, dataset: LabelledImages, workers: int) -> Loader:
-        return self._loader(dataset, workers)
-
     def _loader(self, dataset: LabelledImages, workers: int, sampler: EpochSampler | None = None) -> Loader:
         quiet_worker_advice()
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size=self.batch_size,  # by name: Lightning makes the loader again for predict, and cannot otherwise
             sampler=sampler,
             num_workers=workers,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,

@@ -1,8 +1,10 @@
 """What Lightning needs to be told or asked, so that a datamodule works with a plain Trainer."""
 
 import warnings
+from typing import cast
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 def current_epoch(trainer: Trainer, batches: int) -> int:
@@ -16,9 +18,9 @@ def current_epoch(trainer: Trainer, batches: int) -> int:
         batches: Number of batches of an epoch.
     """
     loop = trainer.fit_loop
-    epoch = trainer.current_epoch
+    epochs = cast("_ProcessedTracker", loop.epoch_progress.current)  # `trainer.current_epoch` counts later, at its end
     finished = loop.restarting and loop.epoch_loop.batch_progress.current.ready >= batches
-    return epoch + int(finished and epoch < loop.epoch_progress.current.ready)
+    return epochs.processed + int(finished and epochs.processed < epochs.ready)
 
 
 def lower_log_interval(trainer: Trainer, batches: int) -> None:
@@ -27,6 +29,11 @@ def lower_log_interval(trainer: Trainer, batches: int) -> None:
     used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector of the Trainer sets it
     trainer.log_every_n_steps = min(interval, max(1, used))  # type: ignore[attr-defined]  # as above
+
+
+def quiet_no_validation() -> None:
+    """Silence the question whether having no validation images is meant: their share was set to 0."""
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
 
 
 def quiet_worker_advice() -> None:

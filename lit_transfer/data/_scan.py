@@ -47,7 +47,8 @@ def find_splits(root: Path) -> dict[Split, Path]:
     if "train" in names and _folders(root / "train"):
         splits = {SPLIT_NAMES[name]: root / name for name in split_names}
         if len(splits) < len(split_names):
-            raise ValueError(f"data.root={str(root)!r} holds one split under two names: {', '.join(split_names)}.")
+            twice = [name for name in split_names if SPLIT_NAMES[name] == "val"]
+            raise ValueError(f"data.root={str(root)!r} holds one split under several names: {', '.join(twice)}.")
         return splits
     if names and len(split_names) == len(names):
         raise ValueError(
@@ -69,7 +70,7 @@ def scan_classes(folder: Path) -> ClassFolders:
     images = {name: [path for path in files if is_image(path)] for name, files in found.items()}
     for name in images:
         if not images[name]:
-            others = f"{len(found[name])} other files" if found[name] else "nothing"
+            others = f"{len(found[name])} other file(s)" if found[name] else "nothing"
             raise ValueError(
                 f"class folder {str(folder / name)!r} in data.root holds no image: expected files ending in "
                 f"{', '.join(IMAGE_SUFFIXES)}, got {others}. Add images, or remove the folder."

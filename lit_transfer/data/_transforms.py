@@ -9,23 +9,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from lit_transfer.backbones import Preprocessing
+from lit_transfer.data._images import convert_image
 
 Augment = Literal["default", "none", "trivial", "rand"] | Callable[[Any], Any]
 AUGMENT_NAMES = ("default", "none", "trivial", "rand")
 _POLICIES: dict[str, Callable[[], nn.Module]] = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
-
-
-def resized(preprocessing: Preprocessing, image_size: int, *, whole: bool = False) -> Preprocessing:
-    """Give the preprocessing for another image size, the margin around the crop kept in proportion.
-
-    Args:
-        preprocessing: That of the backbone.
-        image_size: Side of the images that the backbone gets, in pixels.
-        whole: Leave out the margin: the whole of a square image is seen.
-    """
-    values = preprocessing.to_dict()
-    margin = 1.0 if whole else preprocessing.resize / preprocessing.crop
-    return Preprocessing.from_dict({**values, "crop": image_size, "resize": round(image_size * margin)})
 
 
 def training_transform(
@@ -44,13 +32,12 @@ def training_transform(
     """
     if callable(augment):
         return FreeTransform(augment, preprocessing)
-    if augment == "none":
-        transform: Callable[[Image.Image], Tensor] = preprocessing.transform()
-        return transform
     policy = [_POLICIES[augment]()] if augment in _POLICIES else []
     if policy and preprocessing.mode == "RGBA":
         raise ValueError(f"data.augment={augment!r} works on images of 1 or 3 channels; the backbone takes 4.")
-    return v2.Compose([*default, *policy, *_to_input(preprocessing)])
+    steps = v2.Compose([*default, *policy, *_to_input(preprocessing)])
+    transform: Callable[[Image.Image], Tensor] = preprocessing.transform() if augment == "none" else steps
+    return transform
 
 
 def resize_to_crop(preprocessing: Preprocessing) -> v2.Resize:
@@ -62,12 +49,13 @@ def resize_to_crop(preprocessing: Preprocessing) -> v2.Resize:
 class FreeTransform:
     """A user's own transform, made to fit the backbone.
 
-    It takes a PIL image. If it gives an image or a uint8 tensor, that is brought to the backbone's size where it has
-    another, scaled and normalised. A float tensor is taken as it is.
+    It takes a PIL image. If it gives an image or an integer tensor, that is brought to the backbone's size where it
+    has another, scaled and normalised. A float tensor is taken as it is.
     """
 
     def __init__(self, augment: Callable[[Any], Any], preprocessing: Preprocessing) -> None:
         self.augment = augment
+        self.mode = preprocessing.mode
         self.fit = v2.Compose([resize_to_crop(preprocessing), *_to_input(preprocessing)])
         self.shape = (len(preprocessing.mean), preprocessing.crop, preprocessing.crop)
 
@@ -79,13 +67,15 @@ class FreeTransform:
             ValueError: If its tensor has another shape than the backbone takes.
         """
         out = self.augment(image)
-        if not isinstance(out, Tensor | Image.Image):
+        if isinstance(out, Image.Image):
+            out = v2.functional.pil_to_tensor(convert_image(out, self.mode))
+        if not isinstance(out, Tensor):
             raise TypeError(f"data.augment must give a PIL image or a tensor; got {type(out).__name__}.")
-        if not (isinstance(out, Tensor) and out.is_floating_point()):
-            out = self.fit(out)
-        if tuple(out.shape) != self.shape:
-            raise ValueError(f"data.augment must give images of shape {self.shape}; got {tuple(out.shape)}.")
-        return torch.as_tensor(out)
+        ready = out.is_floating_point()
+        if tuple(out.shape) != (self.shape if ready else (self.shape[0], *out.shape[-2:])):
+            expected = f"shape {self.shape}" if ready else f"{self.shape[0]} channels, (C, H, W)"
+            raise ValueError(f"data.augment must give tensors of {expected}; got shape {tuple(out.shape)}.")
+        return out if ready else self.fit(out)
 
 
 def _to_input(preprocessing: Preprocessing) -> list[nn.Module]:

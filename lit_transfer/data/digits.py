@@ -1,6 +1,7 @@
 """Real handwritten digits that come with scikit-learn, as a datamodule: no download."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from lit_transfer.data._labelled_image_data import Collection, LabelledImageData
 from lit_transfer.data._scan import Split
 from lit_transfer.data._seeding import stable_hash
 from lit_transfer.data._split import check_fractions, stratified_split
-from lit_transfer.data._transforms import Augment, resize_to_crop, resized
+from lit_transfer.data._transforms import Augment, resize_to_crop
 
 Sample = tuple[int, int]
 
@@ -103,7 +104,7 @@ class DigitsData(LabelledImageData):
 
     def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
         """Enlarge the whole of the image."""
-        return resized(preprocessing, self.image_size, whole=True)
+        return replace(preprocessing, resize=self.image_size, crop=self.image_size)
 
     def default_augmentation(self, preprocessing: Preprocessing) -> Sequence[nn.Module]:
         """Turn, shift and scale a little; no flip, which would make other signs of most digits."""

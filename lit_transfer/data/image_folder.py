@@ -15,7 +15,7 @@ from lit_transfer.data._images import check_header, read_image
 from lit_transfer.data._labelled_image_data import Collection, LabelledImageData
 from lit_transfer.data._scan import ClassFolders, Split, check_same_classes, find_splits, scan_classes
 from lit_transfer.data._split import check_fractions, stratified_split
-from lit_transfer.data._transforms import Augment, resized
+from lit_transfer.data._transforms import Augment
 
 Sample = tuple[Path, int]
 
@@ -108,7 +108,7 @@ class ImageFolderData(LabelledImageData):
 
     def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
         """Put in the image size that was asked for."""
-        return preprocessing if self.image_size is None else resized(preprocessing, self.image_size)
+        return preprocessing.adapted(input_size=self.image_size)
 
     def default_augmentation(self, preprocessing: Preprocessing) -> Sequence[nn.Module]:
         """Cut out a part of moderate size, since a pretrained network learns from few epochs, and flip."""
