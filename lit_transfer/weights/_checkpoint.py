@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,15 @@ from torch import Tensor
 
 from lit_transfer.weights._content import Content
 from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._fetch import fetch, is_remote
 from lit_transfer.weights._layouts import StateDict, find_state_dicts
 from lit_transfer.weights._lazy import MapLocation, MemoryTensor, SourceFile
-from lit_transfer.weights._recognise import recognise
+from lit_transfer.weights._recognise import Format, recognise
 from lit_transfer.weights._safetensors import read_safetensors
-from lit_transfer.weights._stand_ins import SAFE_GLOBALS, InertDict
+from lit_transfer.weights._sharded import read_sharded
+from lit_transfer.weights._stand_ins import InertDict, is_harmless
 from lit_transfer.weights._torch_legacy import read_torch_legacy
+from lit_transfer.weights._torch_tar import read_torch_tar
 from lit_transfer.weights._torch_zip import read_torch_zip
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Checkpoint"
@@ -53,7 +56,7 @@ class Checkpoint:
     @property
     def foreign_globals(self) -> tuple[str, ...]:
         """Classes and functions that a full unpickler would have imported, and could have called."""
-        return tuple(sorted(self.content.globals - SAFE_GLOBALS))
+        return tuple(sorted(name for name in self.content.globals if not is_harmless(name)))
 
     def state_dict(self, key: str | None = None) -> StateDict:
         """The state dict at the dotted place `key`; the one with most tensors if no key is given.
@@ -81,8 +84,10 @@ def open_checkpoint(source: Source) -> Checkpoint:
     """Open a checkpoint lazily and without running any code in it.
 
     Args:
-        source: Path of a file that torch.save wrote (zip, legacy) or of a safetensors file, whatever its suffix; a
-            mapping of names to tensors, nested or not; or a checkpoint that is open already.
+        source: Path of a file that torch.save wrote (zip, legacy, tar), of a safetensors file, or of the index of a
+            sharded checkpoint, whatever its suffix; a folder with one of them; an `http(s)://` address, or
+            `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors, nested or not; or a
+            checkpoint that is open already.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -94,21 +99,55 @@ def open_checkpoint(source: Source) -> Checkpoint:
         return Checkpoint("mapping", Content(_wrapped(source, 0), "mapping"))
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source must be a path, a URL or a mapping of names to tensors, got {type(source).__name__}")
-    path = Path(source).expanduser()
+    path = fetch(str(source)) if is_remote(str(source)) else Path(source).expanduser()
+    if path.is_dir():
+        path = _in_folder(path)
     if not path.is_file():
         raise FileNotFoundError(_not_found(path))
-    return Checkpoint(str(path), _read(SourceFile.at(path)))
+    try:
+        return Checkpoint(str(source), _read(SourceFile.at(path)))
+    except WeightsError as error:
+        raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+_READERS: dict[Format, Callable[[SourceFile], Content]] = {
+    "zip": read_torch_zip,
+    "legacy": read_torch_legacy,
+    "tar": read_torch_tar,
+    "safetensors": read_safetensors,
+}
 
 
 def _read(file: SourceFile) -> Content:
     format_ = recognise(file)
-    if format_ == "zip":
-        return read_torch_zip(file)
-    if format_ == "legacy":
-        return read_torch_legacy(file)
-    if format_ == "safetensors":
-        return read_safetensors(file)
-    raise WeightsError(f"{file.path}: {format_} is not read yet")
+    return read_sharded(file, _read_shard) if format_ == "index" else _READERS[format_](file)
+
+
+def _read_shard(file: SourceFile) -> Content:
+    format_ = recognise(file)
+    if format_ == "index":
+        raise WeightsError(f"{file.path} is an index inside an index")
+    return _READERS[format_](file)
+
+
+_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar")
+
+
+def _in_folder(folder: Path) -> Path:
+    """The checkpoint in a folder: the index of shards, or the only file that can be one."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
+        raise WeightsError(
+            f"{folder} is a distributed checkpoint: convert it with "
+            f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} OUT.pth`"
+        )
+    found = [name for name in names if name.endswith(".index.json")] or [n for n in names if n.endswith(_SUFFIXES)]
+    if len(found) == 1:
+        return folder / found[0]
+    listed = ", ".join(found[:5]) or "none"
+    raise WeightsError(f"{folder} is a folder with {len(found)} checkpoints ({listed}): give the path of one file")
 
 
 def _wrapped(value: Any, depth: int) -> Any:

@@ -57,7 +57,7 @@ class _Search:
             return
         self.seen.add(id(value))
         _bounded(len(self.seen))
-        if isinstance(value, StandIn) and "_modules" in value.attributes:
+        if _module_state(value) is not None:
             self._module(value, path)
             return
         if isinstance(value, dict):
@@ -73,11 +73,11 @@ class _Search:
             attributes = value.attributes if isinstance(value, InertDict) else {}
             self.found.append(StateDict(".".join(path), tensors, metadata=_versions(attributes.get("_metadata"))))
 
-    def _module(self, value: StandIn, path: tuple[str, ...]) -> None:
+    def _module(self, value: Any, path: tuple[str, ...]) -> None:
         tensors = dict(_module_tensors(value, "", [], [0]))
         if tensors:
             self.found.append(StateDict(".".join(path), tensors, kind="module"))
-        for module in _submodules(value, []):
+        for module in _submodules(value):
             self.seen.add(id(module))
 
 
@@ -93,33 +93,47 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(i), child) for i, child in enumerate(value))
 
 
-def _module_tensors(
-    module: StandIn, prefix: str, above: list[int], count: list[int]
-) -> Iterator[tuple[str, LazyTensor]]:
+def _module_state(value: Any) -> dict[Any, Any] | None:
+    """The `__dict__` of a pickled module; None for anything else. A traced graph keeps it as its first argument."""
+    if not isinstance(value, StandIn):
+        return None
+    first = value.args[0] if value.args else None
+    for state in (value.attributes, first):
+        if isinstance(state, dict) and isinstance(state.get("_modules"), dict):
+            return state
+    return value.attributes if value.name.startswith("__torch__.") else None
+
+
+def _module_tensors(module: Any, prefix: str, above: list[int], count: list[int]) -> Iterator[tuple[str, LazyTensor]]:
     """What `state_dict()` of the module would give: parameters, then persistent buffers, then the children's."""
     if id(module) in above or len(above) > MAX_DEPTH:
         raise WeightsError("a pickled module contains itself")
-    state = module.attributes
-    transient = _names_of_set(state.get("_non_persistent_buffers_set"))
-    for group in ("_parameters", "_buffers"):
-        for name, tensor in _items(state.get(group)):
-            count[0] += 1
-            _bounded(count[0])
-            if isinstance(tensor, FileTensor | MemoryTensor) and not (group == "_buffers" and name in transient):
-                yield prefix + name, tensor
-    for name, child in _items(state.get("_modules")):
-        count[0] += 1
-        _bounded(count[0])
-        if isinstance(child, StandIn):
+    own, children = _parts(_module_state(module) or {})
+    count[0] += len(own) + len(children) + 1
+    _bounded(count[0])
+    for name, tensor in own:
+        if isinstance(tensor, FileTensor | MemoryTensor):
+            yield prefix + name, tensor
+    for name, child in children:
+        if _module_state(child) is not None:
             yield from _module_tensors(child, f"{prefix}{name}.", [*above, id(module)], count)
 
 
-def _submodules(module: StandIn, found: list[StandIn]) -> list[StandIn]:
+def _parts(state: dict[Any, Any]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """(parameters and persistent buffers, children) of a module's `__dict__`."""
+    if "_modules" not in state:  # TorchScript: all of them are plain attributes
+        return _items(state), _items(state)
+    transient = _names_of_set(state.get("_non_persistent_buffers_set"))
+    buffers = [(name, tensor) for name, tensor in _items(state.get("_buffers")) if name not in transient]
+    return _items(state.get("_parameters")) + buffers, _items(state.get("_modules"))
+
+
+def _submodules(module: Any) -> list[Any]:
     known = {id(module)}
-    found.append(module)
+    found = [module]
     for parent in found:
-        for _, child in _items(parent.attributes.get("_modules")):
-            if isinstance(child, StandIn) and id(child) not in known:
+        for _, child in _parts(_module_state(parent) or {})[1]:
+            if _module_state(child) is not None and id(child) not in known:
                 known.add(id(child))
                 found.append(child)
     return found

@@ -1,12 +1,12 @@
 """Which format a file has, by its content and never by its suffix; and how to convert what is not read here."""
 
-import tarfile
 import zipfile
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._lazy import SourceFile
+from lit_transfer.weights._tar import tar_members
 
 Format: TypeAlias = Literal["zip", "legacy", "tar", "safetensors", "index"]
 _HEAD_BYTES = 4096
@@ -74,26 +74,20 @@ def _foreign_zip(names: list[str]) -> str:
 
 
 def _is_legacy(head: bytes, file: SourceFile) -> bool:
-    # PROTO n, then LONG1 of ten bytes: the magic number of torch.save. Protocol 0 and 1 spell it in digits.
-    magic = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-    return head[2 : 2 + len(magic)] == magic or head.startswith(b"L119547037146038801333356L\n.")
+    # The magic number of torch.save as LONG1 of ten bytes, after PROTO and perhaps FRAME; protocol 1 has no PROTO.
+    return b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:32] or head.startswith(b"L119547037146038801333356L\n.")
 
 
 def _is_tar(head: bytes, file: SourceFile) -> bool:
     # The oldest torch files have no magic word of their own; GNU, PAX and old tars differ in theirs.
-    if head[257:262] != b"ustar" and not head.startswith(
-        (b"storages\0", b"tensors\0", b"pickle\0", b"./", b"sys_info")
-    ):
+    if head[257:262] != b"ustar" and not head.startswith((b"storages\0", b"tensors\0", b"pickle\0", b"sys_info\0")):
         return False
-    try:
-        with tarfile.open(file.path, "r:") as archive:
-            first = [member.name for member, _ in zip(archive, range(8), strict=False)]
-    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError):
-        return head.startswith((b"storages", b"sys_info"))
-    if "storages" in first or "tensors" in first or "pickle" in first:
+    with file.path.open("rb") as stream:
+        names = [name for name, _, _ in tar_members(stream, file)]
+    if {"storages", "tensors", "pickle"} & set(names):
         return True
     raise WeightsError(
-        f"{file.path} is a tar archive (it holds {', '.join(first[:5]) or 'nothing'}): unpack it, give a file of it"
+        f"{file.path} is a tar archive (it holds {', '.join(names[:5]) or 'nothing'}): unpack it, give a file of it"
     )
 
 

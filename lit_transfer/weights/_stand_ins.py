@@ -159,6 +159,7 @@ BUILDERS: dict[str, Any] = {
     "torch._tensor._rebuild_from_type_v2": _of_subclass,
     "torch.Size": _first,
     "torch.nn.parameter.Parameter": _first,
+    "torch.autograd.variable.Variable": _first,
     "collections.OrderedDict": _ordered_dict,
     "collections.Counter": _ordered_dict,
     "collections.defaultdict": _default_dict,
@@ -168,4 +169,10 @@ BUILDERS: dict[str, Any] = {
     "copyreg._reconstructor": _instance,
     "copy_reg._reconstructor": _instance,
 }
-SAFE_GLOBALS = frozenset(BUILDERS) | {"builtins.set", "__builtin__.set", "torch.device", "numpy.dtype"}
+_HARMLESS = {"builtins.set", "__builtin__.set", "torch.device", "numpy.dtype"}
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a global that a pickle names is one of torch's own tensor builders, or a container."""
+    is_storage = name.startswith(("torch.", "torch.storage.", "torch.cuda.")) and name.endswith("Storage")
+    return name in BUILDERS or name in _HARMLESS or is_storage
