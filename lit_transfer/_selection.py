@@ -13,6 +13,8 @@ from lit_transfer.stages import Stage, stages_of
 
 __all__ = ["is_norm", "select", "select_each"]
 
+_STAGE_WORDS = re.compile(r"stem|stage\d+|head|backbone")  # words for which a module is traced
+
 
 def is_norm(module: nn.Module) -> bool:
     """True for layers that normalise: torch's own, their subclasses, and any class named so (RMSNorm, LayerNorm2d)."""
@@ -48,13 +50,13 @@ def select_each(
     first = _first_names(module)
     groups: list[tuple[str, ...]] = []
     for word in words:
-        if _needs_stages(word):
-            stages = stages_of(module) if stages is None else stages
-            named = _stage_groups(word, stages)
-            if named:
-                groups += named
-                continue
-        names = {first[alias] for alias in aliases if _matches(word, alias)}
+        if stages is None and _STAGE_WORDS.fullmatch(word):
+            stages = stages_of(module)
+        named = _stage_groups(word, stages or ())
+        if named:
+            groups += named
+            continue
+        names = {first[alias] for alias in aliases if _matches(word, alias) or _matches(word, _unwrapped(alias))}
         if not names:
             raise ValueError(_nothing(module, word, stages or ()))
         groups.append(tuple(name for name, _ in module.named_parameters() if name in names))
@@ -67,17 +69,21 @@ def _first_names(module: nn.Module) -> dict[str, str]:
     return {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
 
 
-def _needs_stages(word: str) -> bool:
-    return word != "" and re.search(r"[.*?\[:]", word) is None
-
-
 def _stage_groups(word: str, stages: Sequence[Stage]) -> list[tuple[str, ...]]:
     if word in {"all", "backbone"}:
         return [stage.parameters for stage in stages if word == "all" or stage.name != "head"]
     return [stage.parameters for stage in stages if stage.name == word]
 
 
+def _unwrapped(name: str) -> str:
+    """The name as it was before torch.compile, activation checkpointing or FSDP put a module around another."""
+    wrappers = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+    return ".".join(part for part in name.split(".") if part not in wrappers)
+
+
 def _matches(word: str, name: str) -> bool:
+    if word == "all":
+        return True
     if word.startswith("re:"):
         return re.search(word[3:], name) is not None
     if re.search(r"[*?\[]", word):

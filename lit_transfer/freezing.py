@@ -10,7 +10,7 @@ from torch import nn
 from lit_transfer._selection import is_norm, select_each
 from lit_transfer.stages import Stage
 
-__all__ = ["freeze", "frozen_names", "train_only", "unfreeze"]
+__all__ = ["freeze", "frozen_names", "held_names", "is_held", "release_replaced", "train_only", "unfreeze"]
 
 _MARK = "_lit_transfer_frozen"  # on a module: its own parameters that `freeze` holds, by their local names
 _States = list[
@@ -128,6 +128,32 @@ def train_only(
 def frozen_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the parameters without gradient, whoever froze them, in order; tied ones once."""
     return tuple(name for name, parameter in module.named_parameters() if not parameter.requires_grad)
+
+
+def held_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters that `freeze` holds; norm affines left trainable by an option among them."""
+    held = {id(p) for owner, name, p in _own_parameters(module) if name in _marks(owner)}
+    return tuple(name for name, parameter in module.named_parameters() if id(parameter) in held)
+
+
+def is_held(module: nn.Module) -> bool:
+    """Return whether this one module stays in eval mode because it is frozen."""
+    return isinstance(module.__dict__.get("train"), _StaysInEval)
+
+
+def release_replaced(module: nn.Module, held: Iterable[str]) -> None:
+    """Give parameters their gradient back whose module was replaced after freezing, so that they can be frozen anew.
+
+    Conversions such as `SyncBatchNorm.convert_sync_batchnorm` put new modules around frozen parameters.
+
+    Args:
+        module: The module whose parts may have been replaced.
+        held: What `held_names` gave before.
+    """
+    lost = set(held) - set(held_names(module))
+    for name, parameter in module.named_parameters():
+        if name in lost:
+            parameter.requires_grad_(True)
 
 
 class _StaysInEval:

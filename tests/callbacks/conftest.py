@@ -1,0 +1,24 @@
+"""Puts this folder on the path, and lets pass what Lightning itself warns of in every fit.
+
+Tests and the scripts that they start in processes share `foreign_module`.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+_UPSTREAM = (
+    "ignore:.*LeafSpec:FutureWarning",  # Lightning 2.6 on torch 2.15
+    "ignore:.*does not have many workers",
+    "ignore:.*tensorboardX",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for text in _UPSTREAM:
+                item.add_marker(pytest.mark.filterwarnings(text))

@@ -1,0 +1,137 @@
+"""Fits in two gloo processes, to be started as a script: prints how far the ranks are apart, as JSON, from rank 0.
+
+Usage: ddp_fit.py FOLDER. Starting the processes is what takes long, so that one pair fits all cases after each other.
+"""
+
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from foreign_module import Foreign, batch, trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+
+from lit_transfer.callbacks import FinetuningSchedule
+
+PHASES: list[Any] = [
+    {"train": "head"},
+    {"at": {"epoch": 1}, "train": ["head", "encoder.2"]},
+    {"at": {"step": 10}, "train": "all"},
+]
+
+
+class Ranks(Callback):
+    """The largest difference between the ranks' parameters after each epoch."""
+
+    def __init__(self) -> None:
+        self.apart: list[float] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if dist.is_initialized():
+            mine = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+            others = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+            dist.all_gather(others, mine)
+            self.apart.append(max((other - mine).abs().max().item() for other in others))
+
+
+class HookedDDP(DDPStrategy):
+    """Registers communication hooks on the CPU too: Lightning does so on CUDA only."""
+
+    def _register_ddp_hooks(self) -> None:
+        if self._ddp_comm_hook:
+            self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
+
+
+class SaveAt(Callback):
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step in {4, 6, 11}:
+            trainer.save_checkpoint(f"{self.folder}/{trainer.global_step}.ckpt")
+
+
+class Share:
+    """This rank's part of the global batches of 8, an equal one each; keeps its place."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.rank, self.ranks, self.place = rank, ranks, 0
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Any:
+        start, self.place = self.place, 0
+        for number in range(start, 4):
+            self.place = (number + 1) % 4
+            images, labels = batch(number)
+            yield images.double()[self.rank :: self.ranks], labels[self.rank :: self.ranks]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+def build() -> Foreign:
+    """Without batch norm, whose statistics differ with the batch that each rank sees."""
+    module = Foreign(dropout=0.0)
+    for unit in module.encoder:
+        unit[1] = torch.nn.Identity()
+    return module.double()
+
+
+def powersgd() -> dict[str, Any]:
+    state = PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2, min_compression_rate=0.5)
+    return {"ddp_comm_hook": powerSGD_hook, "ddp_comm_state": state}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "static_graph": {"ddp": {"static_graph": True}},
+    "find_unused": {"ddp": {"find_unused_parameters": True}},
+    "bucket_view": {"ddp": {"gradient_as_bucket_view": True}},
+    "accumulate": {"accumulate_grad_batches": 3},
+    "powersgd": {"powersgd": True},
+    "compile": {"compile": True},
+}
+
+
+def fit(case: str, folder: str, ckpt_path: str | None = None) -> dict[str, Any]:
+    options = dict(CASES[case])
+    module = build()
+    if options.pop("compile", False):
+        module.encoder = torch.compile(module.encoder, backend="aot_eager")
+    hook = powersgd() if options.pop("powersgd", False) else {}
+    strategy = HookedDDP(process_group_backend="gloo", **options.pop("ddp", {}), **hook)
+    ranks, schedule = Ranks(), FinetuningSchedule(PHASES)
+    saving = [SaveAt(folder)] if ckpt_path is None and case == "plain" else []
+    options = {"devices": 2, "strategy": strategy, "num_sanity_val_steps": 0, "max_epochs": 4} | options
+    made = trainer(schedule, ranks, *saving, **options)
+    made.fit(module, Share(int(os.environ.get("LOCAL_RANK", 0)), 2), ckpt_path=ckpt_path, weights_only=True)
+    values = torch.cat([p.detach().flatten() for p in module.parameters()])
+    return {"apart": ranks.apart, "values": values.tolist()}
+
+
+def single() -> dict[str, Any]:
+    """The same steps in one process, on the global batches."""
+    module = build()
+    made = trainer(FinetuningSchedule(PHASES), num_sanity_val_steps=0, max_epochs=4)
+    made.fit(module, Share(0, 1))
+    return {"values": torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    folder = sys.argv[1]
+    answers = {case: fit(case, folder) for case in CASES}
+    answers |= {f"resumed {step}": fit("plain", folder, f"{folder}/{step}.ckpt") for step in (6, 11)}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("ANSWER", json.dumps(answers | {"single": single()}))

@@ -1,0 +1,156 @@
+"""The schedule holds in real fits: what trains when, for any module, and through the whole life of a trainer."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from foreign_module import Batches, Foreign, batch, trainer, val_loader
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_transfer import frozen_names
+from lit_transfer.callbacks import FinetuningSchedule
+
+
+class Record(Callback):
+    """What trained in each step, and whether the frozen part was as in eval mode."""
+
+    def __init__(self) -> None:
+        self.trained: dict[int, list[str]] = {}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        parts = {
+            name.split(".")[0] if name.startswith("cl") else name[:9]
+            for name, p in pl_module.named_parameters()
+            if p.grad is not None
+        }
+        self.trained[trainer.global_step] = sorted(parts)
+
+
+def fit(module: LightningModule, *callbacks: Callback, **options: Any) -> Trainer:
+    made = trainer(*callbacks, **options)
+    made.fit(module, Batches(), val_loader())
+    return made
+
+
+def test_phases_by_epoch_train_what_they_name_and_nothing_else() -> None:
+    record, module = Record(), Foreign()
+    before = copy.deepcopy(module.state_dict())
+    phases = [
+        {"train": ["head"]},
+        {"at": {"epoch": 1}, "train": ["head", "encoder.2"]},
+        {"at": {"epoch": 2}, "train": "encoder.1"},
+    ]
+    fit(module, FinetuningSchedule(phases), record)
+    assert [record.trained[step] for step in (0, 3, 4, 7, 8, 11)] == [
+        ["classifier"],
+        ["classifier"],
+        ["classifier", "encoder.2"],
+        ["classifier", "encoder.2"],
+        ["encoder.1"],
+        ["encoder.1"],
+    ]
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("encoder.0"), name
+
+
+def test_linear_probe_leaves_the_backbone_bitwise_and_full_trains_all() -> None:
+    module = Foreign()
+    before = copy.deepcopy(module.encoder.state_dict())
+    fit(module, FinetuningSchedule("linear_probe"))
+    assert all(torch.equal(value, before[name]) for name, value in module.encoder.state_dict().items())
+    fit(module, FinetuningSchedule("full"))
+    assert not any(torch.equal(value, before[name]) for name, value in module.encoder.state_dict().items())
+    assert frozen_names(module) == ()
+
+
+def test_features_of_the_frozen_part_are_equal_bit_for_bit_in_training_and_eval_over_epochs_with_validation() -> None:
+    images = batch(0)[0]
+    module = Foreign()
+    with torch.no_grad():
+        expected = module.eval().encoder(images)
+    module.train()
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            assert pl_module.training
+            assert torch.equal(pl_module.encoder(images), expected)
+
+    fit(module, FinetuningSchedule("linear_probe"), Look(), val_check_interval=2)
+
+
+def test_test_validate_predict_and_a_second_fit_leave_trainability_as_they_found_it() -> None:
+    module = Foreign()
+    phases = [{"train": ["head"]}, {"at": {"epoch": 1}, "train": ["encoder.1", "head"]}]
+    made = fit(module, FinetuningSchedule(phases), max_epochs=2)
+    frozen = frozen_names(module)
+    assert {name[:9] for name in frozen} == {"encoder.0", "encoder.2"}
+    for run in (made.test, made.validate, made.predict):
+        run(module, val_loader(), **({} if run == made.predict else {"verbose": False}))
+        assert frozen_names(module) == frozen
+    before = copy.deepcopy(module.encoder[1].state_dict())
+    made.fit_loop.max_epochs = 3
+    made.fit(module, Batches(), val_loader())
+    assert frozen_names(module) == frozen
+    assert not torch.equal(module.encoder[1][0].weight, before["0.weight"])
+
+
+def test_an_optimizer_that_lacks_what_will_train_is_refused_with_what_to_write() -> None:
+    class Filtered(Foreign):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    with pytest.raises(
+        ValueError, match=r"encoder\.0\.0\.weight.* and 5 more will train, but no optimizer.*param_groups\(self"
+    ):
+        fit(Filtered(), FinetuningSchedule([{"train": "head"}, {"at": {"epoch": 1}, "train": "all"}]))
+    fit(Filtered(), FinetuningSchedule("linear_probe"), max_epochs=1)
+
+
+def test_a_head_that_is_built_in_the_modules_setup_is_found() -> None:
+    class Late(Foreign):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made, self.classifier = self.classifier, None
+            del self._modules["made"]
+            object.__setattr__(self, "made", torch.nn.Linear(10, 3))
+
+        def setup(self, stage: str) -> None:
+            self.classifier = self.made
+
+    module = Late()
+    fit(module, FinetuningSchedule([{"train": ["classifier"]}, {"at": {"epoch": 1}, "train": ["classifier.bias"]}]))
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["classifier.bias"]
+
+
+def test_a_name_that_nothing_has_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"'encoder\.9' matches no parameter"):
+        fit(Foreign(), FinetuningSchedule([{"train": "head"}, {"at": {"epoch": 1}, "train": "encoder.9"}]))
+
+
+def test_a_phase_beyond_the_run_is_told_before_training() -> None:
+    with pytest.warns(UserWarning, match="Phase 2 is never reached"):
+        fit(Foreign(), FinetuningSchedule([{"train": "head"}, {"at": {"epoch": 3}, "train": "all"}]))
+
+
+def test_phases_by_step_and_fraction_keep_to_whole_windows_of_accumulation() -> None:
+    record = Record()
+    phases = [
+        {"train": "head"},
+        {"at": {"step": 1}, "train": "encoder.2"},
+        {"at": {"fraction": 0.5}, "train": "encoder.1"},
+    ]
+    fit(Foreign(), FinetuningSchedule(phases), record, accumulate_grad_batches=2)
+    assert [record.trained[step][0] for step in range(6)] == ["classifier", *["encoder.2"] * 2, *["encoder.1"] * 3]
+
+
+def test_other_code_that_wakes_the_frozen_part_is_put_right_at_the_next_epoch() -> None:
+    class Waker(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            for part in pl_module.modules():
+                part.training = True
+            pl_module.requires_grad_(True)
+
+    record = Record()
+    fit(Foreign(), FinetuningSchedule("linear_probe"), Waker(), record)
+    assert {tuple(parts) for parts in record.trained.values()} == {("classifier",)}

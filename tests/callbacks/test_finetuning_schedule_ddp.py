@@ -1,0 +1,49 @@
+"""Two gloo processes with different data stay together bit for bit, whatever changes in what trains. Float64, CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("ddp_fit.py")
+pytestmark = pytest.mark.xdist_group("ddp")
+
+
+Answers = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    folder = tmp_path_factory.mktemp("ddp")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    assert lines, done.stderr[-3000:]
+    found: Answers = json.loads(lines[-1].removeprefix("ANSWER "))
+    return found
+
+
+def furthest(one: dict[str, Any], other: dict[str, Any]) -> float:
+    return max(abs(a - b) for a, b in zip(one["values"], other["values"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "case", ["plain", "static_graph", "find_unused", "bucket_view", "accumulate", "powersgd", "compile"]
+)
+def test_ranks_agree_after_each_phase_with(case: str, answers: Answers) -> None:
+    assert answers[case]["apart"] == [0.0] * 4
+
+
+def test_two_processes_end_where_one_does_with_the_same_global_batch(answers: Answers) -> None:
+    assert furthest(answers["plain"], answers["single"]) <= 1e-10
+
+
+@pytest.mark.parametrize("step", [6, 11])
+def test_ranks_agree_after_a_resume_past_a_change_and_end_where_the_whole_run_does(step: int, answers: Answers) -> None:
+    assert set(answers[f"resumed {step}"]["apart"]) == {0.0}
+    assert furthest(answers[f"resumed {step}"], answers["plain"]) == 0
