@@ -2,38 +2,40 @@
 
 import csv
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 
 def print_report(trainer: Trainer, module: LightningModule) -> None:
     """Draw the log and the confusion matrix beside the log, and print the paths and the next command."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _left_behind(trainer, module):
+        print(f"{name:17} {value}")
+
+
+def _left_behind(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:
     best = _best(trainer)
     if best is not None:
         score = best.best_model_score
         told = "" if score is None else f"  ({best.monitor} {float(score):.4f})"
-        table.add_row("best checkpoint", f"{_short(best.best_model_path)}{told}")
+        yield "best checkpoint", f"{_short(best.best_model_path)}{told}"
     folder = Path(trainer.log_dir) if trainer.log_dir else None
     if folder is not None and (folder / "metrics.csv").is_file():
-        table.add_row("log", _short(folder / "metrics.csv"))
-        table.add_row("its plot", _short(plot_log(folder / "metrics.csv", folder / "metrics.png")))
+        yield "log", _short(folder / "metrics.csv")
+        yield "its plot", _short(plot_log(folder / "metrics.csv", folder / "metrics.png"))
     matrix = getattr(module, "confusion", {}).get("val")
     if folder is not None and matrix is not None:
         names = getattr(module, "class_names", None)
-        table.add_row("confusion matrix", _short(plot_confusion(matrix, names, folder / "confusion.png")))
+        yield "confusion matrix", f"{_short(plot_confusion(matrix, names, folder / 'confusion.png'))}  (last epoch)"
     if folder is not None and (folder / "config.yaml").is_file():
-        table.add_row("config", f"{_short(folder / 'config.yaml')}  (lit-transfer fit --config runs it again)")
+        yield "config", f"{_short(folder / 'config.yaml')}  (lit-transfer fit --config FILE runs it again)"
     if best is not None:
-        table.add_row("next", f"lit-transfer predict {_short(best.best_model_path)} PHOTOS -o out.csv")
-    Console(soft_wrap=True).print(table)
+        yield "next", f"lit-transfer predict {_short(best.best_model_path)} PHOTOS -o out.csv"
 
 
 def plot_log(log: Path, picture: Path) -> Path:

@@ -1,11 +1,8 @@
 """`lit-transfer demo`: one task teaches another, on real handwritten digits, without a network."""
 
-import logging
 import statistics
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_transfer.callbacks import FinetuningSchedule
+from lit_transfer.cli._noise import only_warnings
 from lit_transfer.cli._parsing import CommandParser
 from lit_transfer.cli._report import plot_confusion
 from lit_transfer.data import DigitsData
@@ -43,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with _quiet():
+    with only_warnings():
         _tell(Console(soft_wrap=True), folder, arguments.seeds)
     print(f"\n{time.perf_counter() - start:.0f} seconds in all")
 
@@ -181,17 +179,3 @@ def _trainer(epochs: int, *callbacks: Callback) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's notes about devices and finished runs, of which ten Trainers make many."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

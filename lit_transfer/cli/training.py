@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lit_transfer import callbacks as callbacks
 from lit_transfer import data as data
 from lit_transfer import modules as modules
+from lit_transfer.cli._noise import quiet_lightning
 from lit_transfer.cli._report import print_report
 from lit_transfer.modules import read_saved
 
@@ -101,6 +102,7 @@ def _value_of(words: Sequence[str], option: str) -> str | None:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with `argv`, whose first word is its name."""
+    quiet_lightning()
     quiet = {"exit_on_error": False}
     TransferCLI(
         LightningModule,

@@ -234,7 +234,7 @@ class TransferModule(LightningModule):
     def _evaluate(self, batch: Any, stage: RunStage) -> None:
         self.log(f"{stage}_loss", self.step(batch, stage), prog_bar=True, on_epoch=True, sync_dist=True)
         if self._is_measured(stage):
-            self.log_dict(self._metrics(stage), on_epoch=True)
+            self.log_dict(self._metrics(stage), prog_bar=stage == "val", on_epoch=True)
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Give the answer for a batch of images, or for the images of a pair of images and targets."""
@@ -255,6 +255,7 @@ class TransferModule(LightningModule):
             base.get("weight_decay", 0.0),
             layer_decay=self._layer_decay,
             head_lr=base["lr"],
+            stages=self.stages,
         )
         optimizer = self._optimizer(groups)
         if self._lr_scheduler is not None:

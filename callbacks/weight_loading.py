@@ -1,0 +1,82 @@
+"""Weights from any file into any LightningModule, before training starts."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_transfer.weights import LoadReport, load_weights
+
+
+class WeightLoading(Callback):
+    """Load a file's weights into the module that is trained, all or nothing, and log the report.
+
+    It works in `setup`, where the module exists on every rank and neither the optimizer nor the DDP wrap has seen it;
+    a module that makes its layers in `configure_model` is filled in `on_fit_start`, the first hook after that. A run
+    that resumes from a checkpoint is left alone: its weights come from there.
+
+    Attributes:
+        report: What was loaded, or None before.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        target: str | None = None,
+        key: str | None = None,
+        head: str | Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        on_mismatch: Literal["adapt", "skip", "error"] = "adapt",
+        min_coverage: float = 1.0,
+    ) -> None:
+        """Remember what to load; the arguments are those of `load_weights`."""
+        self.path = os.fspath(path)
+        self.report: LoadReport | None = None
+        self._arguments: dict[str, Any] = {
+            "target": target,
+            "key": key,
+            "head": head,
+            "rename": rename,
+            "include": include,
+            "exclude": exclude,
+            "on_mismatch": on_mismatch,
+            "min_coverage": min_coverage,
+        }
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load, if the module has its layers by now.
+
+        Raises:
+            ValueError: If the module was given weights of its own.
+            WeightsError: If the file cannot be read or does not fit; the module is untouched.
+        """
+        if stage != "fit" or trainer.ckpt_path is not None:
+            return
+        own = getattr(getattr(pl_module, "backbone", None), "weights", None)
+        if own is not None:
+            raise ValueError(
+                f"Both weights={own!r} of {type(pl_module).__name__} and path={self.path!r} of WeightLoading give "
+                "weights: set weights=None, or leave the callback out."
+            )
+        if any(True for _ in pl_module.parameters()):
+            self._load(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load into a module that made its layers in `configure_model`."""
+        if trainer.ckpt_path is None and self.report is None:
+            self._load(pl_module)
+
+    def _load(self, module: LightningModule) -> None:
+        self.report = load_weights(module, self.path, **self._arguments)
+        rank_zero_info(str(self.report))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write into every checkpoint where its first weights came from."""
+        if self.report is not None:
+            where = f", key {self.report.key!r}" if self.report.key else ""
+            checkpoint["weights_from"] = f"{self.path}{where}: {self.report.coverage:.1%} of the tensors"
