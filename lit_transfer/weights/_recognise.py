@@ -123,7 +123,7 @@ def _foreign(head: bytes, file: SourceFile) -> str:
         return "an ONNX file: read its initializers with onnx.numpy_helper.to_array and pass them as a dictionary"
     if text_head.startswith((b"{", b"[")):
         return "a JSON file; the index of a sharded checkpoint must end in .index.json"
-    if head[:1] == b"\x80" and head[1] <= 5:
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return (
             "a pickle that torch.save did not write: if it holds arrays, load it where it was written and save them "
             "with safetensors.numpy.save_file or torch.save"

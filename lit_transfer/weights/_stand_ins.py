@@ -10,14 +10,14 @@ from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._lazy import FileTensor, Storage
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Global:
     """A class or function that the pickle names; it is never imported."""
 
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class StandIn:
     """A dead object of a class that was not imported, with what the pickle gave it."""
 
