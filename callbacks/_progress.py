@@ -7,27 +7,39 @@ from lightning.pytorch import Trainer
 
 from lit_transfer.schedule import Planned, Progress, unreachable
 
-__all__ = ["progress_of", "run_length", "untold"]
+__all__ = ["is_open_window", "lengths", "progress_of", "untold"]
 
 
-def progress_of(trainer: Trainer, length: int | None = None, fired: Mapping[int, int] | None = None) -> Progress:
+def progress_of(
+    trainer: Trainer,
+    *,
+    length: int | None = None,
+    epoch_length: int | None = None,
+    fired: Mapping[int, int] | None = None,
+) -> Progress:
     """Return the trainer's place: epochs and optimizer steps done, as they are restored from a checkpoint too."""
-    return Progress(trainer.current_epoch, trainer.global_step, length, fired or {})
+    return Progress(trainer.current_epoch, trainer.global_step, length, fired or {}, epoch_length)
 
 
-def run_length(trainer: Trainer, phases: Sequence[Planned]) -> int | None:
-    """Return the optimizer steps of the run if a phase asks for them, else None, as for a run without end.
+def lengths(trainer: Trainer, phases: Sequence[Planned]) -> dict[str, int | None]:
+    """Return the optimizer steps of the run if a phase asks for them, and those of an epoch; None for no end.
 
-    Lightning builds the training loader to count them, so it is asked late and only where it matters.
+    To be called when the training loader exists: Lightning would build it to count.
     """
-    if not any(phase.at is not None and phase.at[0] != "epoch" and phase.at[1] > 0 for phase in phases):
-        return None
-    steps = trainer.estimated_stepping_batches
-    if steps in {-1, math.inf}:
-        return None
     module = trainer.lightning_module
-    # With manual optimization Lightning's global_step counts each optimizer's step.
-    return int(steps) * (1 if module.automatic_optimization else max(1, len(trainer.optimizers)))
+    # With manual optimization Lightning's global_step counts the step of each optimizer.
+    each = 1 if module.automatic_optimization else max(1, len(trainer.optimizers))
+    batches = trainer.num_training_batches
+    epoch = None if batches == math.inf else each * math.ceil(batches / trainer.accumulate_grad_batches)
+    if not any(phase.at is not None and phase.at[0] != "epoch" and phase.at[1] > 0 for phase in phases):
+        return {"length": None, "epoch_length": epoch}
+    steps = trainer.estimated_stepping_batches
+    return {"length": None if steps in {-1, math.inf} else each * int(steps), "epoch_length": epoch}
+
+
+def is_open_window(trainer: Trainer) -> bool:
+    """Return whether gradients of the last batch wait for more to be accumulated."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def untold(trainer: Trainer, phases: Sequence[Planned], length: int | None) -> list[str]:

@@ -1,28 +1,17 @@
 """Which stages train when: the callback that keeps a module in step with its schedule."""
 
-import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.hooks import RemovableHandle
 
-from lit_transfer._selection import select
 from lit_transfer.audit import check_optimizers
-from lit_transfer.callbacks._progress import progress_of, run_length, untold
+from lit_transfer.callbacks._progress import is_open_window, lengths, progress_of, untold
 from lit_transfer.callbacks._quiet import expect_frozen_modules, expect_nothing
 from lit_transfer.callbacks._reducer import pristine_hook_state, rebuild_reducer
-from lit_transfer.freezing import held_names, release_replaced, train_only
-from lit_transfer.schedule import (
-    Phase,
-    Planned,
-    Preset,
-    PresetName,
-    check_schedule,
-    phase_at,
-    plan_schedule,
-)
-from lit_transfer.stages import Stage, stages_of
+from lit_transfer.schedule import Phase, Preset, PresetName, Progress, RunningSchedule, phase_at, while_stepping
 
 __all__ = ["FinetuningSchedule"]
 
@@ -55,46 +44,36 @@ class FinetuningSchedule(Callback):
             train_norms: Leave weight and bias of norm layers trainable in what is frozen; see `lit_transfer.freeze`.
             update_statistics: Let norm layers of what is frozen update their statistics.
         """
-        check_schedule(phases)
-        self.phases = phases
-        self.options = {"train_norms": train_norms, "update_statistics": update_statistics}
-        self._planned: tuple[Planned, ...] = ()
-        self._stages: tuple[Stage, ...] = ()
-        self._held: tuple[str, ...] = ()  # names of the parameters that were frozen in `setup`
+        self._run = RunningSchedule(phases, train_norms=train_norms, update_statistics=update_statistics)
         self._phase: int | None = None
-        self._length: int | None = None
+        self._lengths: dict[str, int | None] = {}
         self._hook_state: dict[str, Any] = {}
         self._filter: tuple[Any, ...] | None = None
+        self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Freeze what exists already; names that are missing are an error only in `on_fit_start`."""
-        if stage != "fit" or not list(pl_module.parameters()):
-            return
-        self._hook_state = pristine_hook_state(trainer)
-        stages = stages_of(pl_module)
-        names = [s.name for s in stages]
-        planned = plan_schedule(self.phases, names if "head" in names else [*names, "head"])
-        words = planned[phase_at(planned, progress_of(trainer))].train
-        train_only(pl_module, _existing(pl_module, words, stages), stages=stages, **self.options)
-        self._held = held_names(pl_module)
+        if stage == "fit" and list(pl_module.parameters()):
+            self._hook_state = pristine_hook_state(trainer)
+            self._run.prepare(pl_module, progress_of(trainer))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resolve the whole schedule, check the optimizers, and freeze what was built after `setup`."""
-        release_replaced(pl_module, self._held)
-        self._stages, self._phase, self._length = stages_of(pl_module), None, None
-        self._planned = plan_schedule(self.phases, [s.name for s in self._stages])
-        trains = {name for phase in self._planned for name in select(pl_module, phase.train, stages=self._stages)}
-        check_optimizers(pl_module, trainer.optimizers, [n for n, _ in pl_module.named_parameters() if n in trains])
+        self._phase, self._lengths = None, {}
+        check_optimizers(pl_module, trainer.optimizers, self._run.begin(pl_module))
+        self._run.attach(trainer.optimizers)
         self._follow(trainer, pl_module)
         self._filter = expect_frozen_modules(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the restored progress, and tell which phases the run's length leaves out."""
         expect_nothing(self._filter)
-        self._length = run_length(trainer, self._planned)
-        for told in untold(trainer, self._planned, self._length):
+        self._lengths = lengths(trainer, self._run.planned)
+        for told in untold(trainer, self._run.planned, self._lengths["length"]):
             rank_zero_warn(f"FinetuningSchedule: {told}")
         self._follow(trainer, pl_module)
+        for optimizer in trainer.optimizers if self._run.sets_rates else ():
+            self._handles += while_stepping(optimizer, lambda: self._run.factors(self._progress(trainer)))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the phase of this epoch, and freeze again what other code may have woken."""
@@ -102,28 +81,39 @@ class FinetuningSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Enter the phase of this step; the step only moves where no window of accumulation is open."""
-        if self._now(trainer) != self._phase:
+        if phase_at(self._run.planned, self._progress(trainer)) != self._phase:
             self._follow(trainer, pl_module)
 
-    def _now(self, trainer: Trainer) -> int:
-        return phase_at(self._planned, progress_of(trainer, self._length))
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the metric that the next phase waits for; the phase starts with the next whole step."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            step = trainer.global_step + is_open_window(trainer)
+            # Rank 0 decides, since a metric that was logged without sync_dist differs from rank to rank.
+            self._run.observe(trainer.strategy.broadcast(dict(trainer.callback_metrics)), self._progress(trainer), step)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the hooks off the optimizers."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is not a function of the progress: the metrics that fired, and the one that is watched."""
+        return {"fired": self._run.fired, "watched": self._run.watched}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the triggers of a checkpoint; an edited schedule keeps those that it still has."""
+        self._run.fired, self._run.watched = list(state_dict["fired"]), state_dict["watched"]
+
+    def _progress(self, trainer: Trainer) -> Progress:
+        return progress_of(trainer, fired=self._run.fired_at(), **self._lengths)
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        index = self._now(trainer)
-        words = self._planned[index].train
-        names = train_only(pl_module, words, stages=self._stages, **self.options)
+        index = phase_at(self._run.planned, self._progress(trainer))
+        names = self._run.apply(pl_module, index)
         rebuild_reducer(trainer, self._hook_state)
         if index != self._phase:
             where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
-            rank_zero_info(f"FinetuningSchedule: {where}: {', '.join(words)} train, {len(names)} parameter tensors.")
+            words = ", ".join(self._run.planned[index].train)
+            rank_zero_info(f"FinetuningSchedule: {where}: {words} train, {len(names)} parameter tensors.")
         self._phase = index
-
-
-def _existing(module: LightningModule, words: Sequence[str], stages: Sequence[Stage]) -> list[str]:
-    """The words that mean something before the module's own `setup` has run."""
-    found = []
-    for word in words:
-        with contextlib.suppress(ValueError):
-            select(module, word, stages=stages)
-            found.append(word)
-    return found

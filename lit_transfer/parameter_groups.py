@@ -52,8 +52,9 @@ def param_groups(
         stages: The stages of `module`; traced if not given.
 
     Returns:
-        Groups from the stem to the head, with the keys `name` (`"stage4.decay"`, `"stage4.no_decay"`), `params`
-        (pairs of name and parameter, which the optimizers of torch keep as `param_names`), `lr` and `weight_decay`.
+        Groups from the stem to the head, with the keys `name` (`"stage4.decay"`, `"stage4.no_decay"`), `stage`,
+        `params` (pairs of name and parameter, which the optimizers of torch keep as `param_names`), `lr`, `rate` (the
+        same, which no scheduler changes) and `weight_decay`.
 
     Raises:
         ValueError: A rate, decay or factor out of its range, or a word of `no_decay` that matches nothing.
@@ -73,8 +74,10 @@ def param_groups(
                 groups.append(
                     {
                         "name": f"{stage.name}.{kind}",
+                        "stage": stage.name,
                         "params": members,
                         "lr": rates[stage.name],
+                        "rate": rates[stage.name],
                         "weight_decay": weight_decay if decays else 0.0,
                     }
                 )

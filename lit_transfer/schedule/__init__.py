@@ -2,7 +2,9 @@
 
 from lit_transfer.schedule._phases import At, Phase, Planned, When, plan_phases
 from lit_transfer.schedule._presets import Preset, PresetName, check_schedule, plan_schedule
-from lit_transfer.schedule._progress import Progress, phase_at, trainable_at, unreachable
+from lit_transfer.schedule._progress import Progress, first_step, phase_at, trainable_at, unreachable
+from lit_transfer.schedule._rates import stage_factors, stage_rates, while_stepping
+from lit_transfer.schedule._running import RunningSchedule
 
 __all__ = [
     "At",
@@ -11,11 +13,16 @@ __all__ = [
     "Preset",
     "PresetName",
     "Progress",
+    "RunningSchedule",
     "When",
     "check_schedule",
+    "first_step",
     "phase_at",
     "plan_phases",
     "plan_schedule",
+    "stage_factors",
+    "stage_rates",
     "trainable_at",
     "unreachable",
+    "while_stepping",
 ]

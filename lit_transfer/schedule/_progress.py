@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from lit_transfer.schedule._phases import Planned
 
-__all__ = ["Progress", "phase_at", "trainable_at", "unreachable"]
+__all__ = ["Progress", "first_step", "phase_at", "trainable_at", "unreachable"]
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,29 @@ class Progress:
         step: Optimizer steps done.
         length: Optimizer steps of the whole run, or None where it has no end or nobody asked.
         fired: For each phase (counted from 0) whose metric has fired, the optimizer step at which it did.
+        epoch_length: Optimizer steps of an epoch, or None where nobody knows.
     """
 
     epoch: int
     step: int
     length: int | None = None
     fired: Mapping[int, int] = field(default_factory=dict)
+    epoch_length: int | None = None
 
 
 def phase_at(phases: Sequence[Planned], progress: Progress) -> int:
     """Return the index of the phase at this point: the last one whose start was reached, in the order written."""
     return max(index for index, phase in enumerate(phases) if index == 0 or _reached(phase, index, progress))
+
+
+def first_step(phases: Sequence[Planned], index: int, progress: Progress) -> int | None:
+    """Return the optimizer step at which a phase starts, as far as this point of the run tells; None if it does not."""
+    steps = [progress.fired[index]] if index in progress.fired else []
+    kind, value = phases[index].at or ("step", 0 if index == 0 else math.inf)
+    scale = {"epoch": progress.epoch_length, "step": 1, "fraction": progress.length}[kind]
+    if value == 0 or (scale is not None and value != math.inf):
+        steps.append(math.ceil(value * (scale or 0)))
+    return min(steps, default=None)
 
 
 def trainable_at(phases: Sequence[Planned], progress: Progress) -> tuple[str, ...]:
