@@ -50,12 +50,15 @@ class FinetuningSchedule(Callback):
         self._hook_state: dict[str, Any] = {}
         self._filter: tuple[Any, ...] | None = None
         self._handles: list[RemovableHandle] = []
+        self._started = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Freeze what exists already; names that are missing are an error only in `on_fit_start`."""
+        self._started = False
         if stage == "fit" and list(pl_module.parameters()):
             self._hook_state = pristine_hook_state(trainer)
             self._run.prepare(pl_module, progress_of(trainer))
+            self._filter = expect_frozen_modules(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resolve the whole schedule, check the optimizers, and freeze what was built after `setup`."""
@@ -63,10 +66,12 @@ class FinetuningSchedule(Callback):
         check_optimizers(pl_module, trainer.optimizers, self._run.begin(pl_module))
         self._run.attach(trainer.optimizers)
         self._follow(trainer, pl_module)
+        expect_nothing(self._filter)
         self._filter = expect_frozen_modules(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the restored progress, and tell which phases the run's length leaves out."""
+        self._started = True
         expect_nothing(self._filter)
         self._lengths = lengths(trainer, self._run.planned)
         for told in untold(trainer, self._run.planned, self._lengths["length"]):
@@ -92,10 +97,13 @@ class FinetuningSchedule(Callback):
             self._run.observe(trainer.strategy.broadcast(dict(trainer.callback_metrics)), self._progress(trainer), step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the hooks off the optimizers."""
+        """Take the hooks off the optimizers; a fit that never came to train leaves the module as it found it."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        expect_nothing(self._filter)
+        if stage == "fit" and not self._started:
+            self._run.withdraw(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is not a function of the progress: the metrics that fired, and the one that is watched."""

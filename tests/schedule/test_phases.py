@@ -1,12 +1,22 @@
 """Schedules are checked by name, and what trains is a pure, monotone function of the progress."""
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_transfer.schedule import Progress, check_schedule, phase_at, plan_schedule, trainable_at, unreachable
+from lit_transfer.schedule import (
+    Progress,
+    check_schedule,
+    first_step,
+    phase_at,
+    plan_schedule,
+    trainable_at,
+    unreachable,
+)
+from lit_transfer.schedule._triggers import fired_steps, observe
 
 STAGES = ["stem", "stage1", "stage2", "head"]
 
@@ -113,3 +123,40 @@ def test_a_metric_starts_its_phase_from_the_step_at_which_it_fired_and_at_is_the
 
 def test_a_fraction_of_a_run_without_end_is_told() -> None:
     assert "has no end" in unreachable(plan_schedule("probe_then_finetune", STAGES), None, None)[0]
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=False, width=32), max_size=12), st.integers(1, 4))
+def test_a_plateau_fires_after_as_many_values_without_a_better_one_as_its_patience(values: Any, patience: int) -> None:
+    watched: Any = {"when": {"plateau": "val_loss", "patience": patience}, "best": None, "bad": 0}
+    best, since = math.inf, 0
+    for value in values:
+        fires, watched = observe(watched, value)
+        since = 0 if value < best else since + 1
+        best = min(best, value) if value == value else best
+        assert fires == (since >= patience)
+
+
+def test_a_metric_rises_unless_its_name_says_that_it_is_a_loss() -> None:
+    for when, better in (
+        ({"plateau": "val_acc"}, 1.0),
+        ({"plateau": "val_loss"}, -1.0),
+        ({"plateau": "x", "mode": "min"}, -1.0),
+    ):
+        assert not observe({"when": when, "best": 0.0, "bad": 0}, better)[0]
+        assert observe({"when": when, "best": 0.0, "bad": 0}, -better)[0]
+
+
+def test_an_edited_schedule_keeps_the_triggers_that_it_still_has() -> None:
+    one, two = {"metric": "val_acc", "above": 0.5}, {"plateau": "val_loss"}
+    fired: Any = [{"when": one, "step": 3}, {"when": two, "step": 7}]
+    plan = plan_schedule([{"train": "head"}, {"when": two, "train": "all"}], STAGES)
+    assert fired_steps(plan, fired) == {1: 7}
+
+
+def test_the_first_step_of_a_phase_is_where_phase_at_enters_it() -> None:
+    phases = [{"train": "head"}, {"at": {"epoch": 2}, "train": "stem"}, {"at": {"fraction": 0.55}, "train": "all"}]
+    plan = plan_schedule(phases, STAGES)
+    at = [phase_at(plan, Progress(step // 7, step, 70)) for step in range(70)]
+    for index in range(3):
+        assert first_step(plan, index, Progress(0, 0, 70, epoch_length=7)) == at.index(index)
+    assert first_step(plan, 1, Progress(0, 0, 70)) is None
