@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lit_transfer.backbones._preprocessing import Preprocessing
-from lit_transfer.stages import Trace, trace_stages
+from lit_transfer.stages import Stage, Trace, trace_stages
 
 if TYPE_CHECKING:
     from lit_transfer.weights import LoadReport
@@ -51,6 +51,8 @@ class Backbone(nn.Module):
         load_report: What was loaded from a file; None where the source loads its own weights.
     """
 
+    _upstream: nn.Module
+
     def __init__(
         self,
         model: nn.Module,
@@ -76,8 +78,7 @@ class Backbone(nn.Module):
                 not give features for images of that size.
         """
         super().__init__()
-        body = tuple(stage for stage in trace.stages if stage.name != "head")
-        self.trace = replace(trace, stages=body)
+        self.trace = replace(trace, stages=_body(model, trace))
         self.feature_shape = trace.feature_shape
         self.preprocessing = preprocessing
         self.name, self.weights, self.load_report = name, weights, load_report
@@ -129,6 +130,18 @@ def cut_classifier(model: nn.Module, trace: Trace) -> None:
     for name in heads:
         parent, _, child = name.rpartition(".")
         model.get_submodule(parent)._modules[child] = nn.Identity()
+
+
+def _body(model: nn.Module, trace: Trace) -> tuple[Stage, ...]:
+    """Leave the head out; what of its parameters is no part of a classifier (a temperature) goes to the last stage."""
+    *body, last = trace.stages
+    if last.name != "head":
+        return trace.stages
+    kept = {name for name, _ in model.named_parameters()}
+    left = tuple(name for name in last.parameters if name in kept)
+    if left and body:
+        body[-1] = replace(body[-1], parameters=body[-1].parameters + left)
+    return tuple(body)
 
 
 def _pooling(model: nn.Module, preprocessing: Preprocessing) -> tuple[tuple[int, ...], int]:

@@ -15,6 +15,7 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from lit_transfer.backbones._names import unknown_weights
 from lit_transfer.backbones._preprocessing import Preprocessing
+from lit_transfer.weights import WeightsError
 
 __all__ = [
     "build_model",
@@ -38,7 +39,7 @@ def list_names() -> list[str]:
     return names
 
 
-def build_model(name: str, *, in_channels: int, input_size: int) -> nn.Module:
+def build_model(name: str, in_channels: int, input_size: int) -> nn.Module:
     """Build a model with random weights and its classifier; its first convolution still takes three channels."""
     options: dict[str, Any] = {}
     if name in _TRANSFORM_INPUT:
@@ -88,9 +89,9 @@ def preprocessing_of(name: str, weights: WeightsEnum, in_channels: int, input_si
     return made_with.adapted(in_channels=in_channels, input_size=input_size)
 
 
-def replace_first_conv(model: nn.Module, name: str, in_channels: int) -> None:
+def replace_first_conv(model: nn.Module, name: str | None, in_channels: int) -> None:
     """Make the first convolution take another number of channels; its random weights keep the scale of its output."""
-    conv = model.get_submodule(name)
+    conv = None if name is None else model.get_submodule(name)
     if not isinstance(conv, nn.Conv2d) or conv.groups != 1:
         raise ValueError(
             f"in_channels={in_channels}: {name} of {type(model).__name__} takes a fixed number of channels."
@@ -107,8 +108,6 @@ def download(weights: WeightsEnum) -> dict[str, Tensor]:
     Raises:
         WeightsError: The file cannot be fetched, is not the one that was published, or is damaged in the cache.
     """
-    from lit_transfer.weights import WeightsError
-
     cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     was_cached = cached.exists()
     try:

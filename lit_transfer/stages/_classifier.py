@@ -22,9 +22,11 @@ def find_classifiers(module: nn.Module, record: Record) -> tuple[str, ...]:
         is part of a block that is repeated.
     """
     modules = dict(module.named_modules())
-    by_end = sorted(record.last_uses.items(), key=lambda item: item[1].time)
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    uses = sorted(record.last_uses.items(), key=lambda item: item[1].time)
+    by_end = [(name, use) for name, use in uses if sizes[name] > 1]  # a temperature may scale the logits
     last = next((_projection(modules, use.inside) for _, use in by_end[-1:]), None)
-    if last is None or record.calls[last].times > 1 or _in_repeated_block(modules, record, last):
+    if last is None or record.calls[last].times > 1:
         return ()
     found = [last]
     for name, use in reversed(by_end):
@@ -36,7 +38,7 @@ def find_classifiers(module: nn.Module, record: Record) -> tuple[str, ...]:
                 break
             continue
         found.insert(0, beside)
-    return tuple(found)
+    return () if _in_repeated_block(modules, record, last, found) else tuple(found)
 
 
 def named_classifier(module: nn.Module, record: Record, name: str) -> str:
@@ -76,7 +78,7 @@ def _is_parallel(module: nn.Module, last: nn.Module, record: Record, name: str) 
     )
 
 
-def _in_repeated_block(modules: dict[str, nn.Module], record: Record, name: str) -> bool:
+def _in_repeated_block(modules: dict[str, nn.Module], record: Record, name: str, beside: list[str]) -> bool:
     """True for the last layer of the last of several equal blocks, such as the MLP of a transformer without a norm."""
     parts = name.split(".")
     for depth in range(1, len(parts)):
@@ -90,6 +92,7 @@ def _in_repeated_block(modules: dict[str, nn.Module], record: Record, name: str)
                 and type(sibling) is type(modules[block])
                 and not isinstance(sibling, nn.Sequential | nn.ModuleList | nn.ModuleDict)
                 and twin in record.calls
+                and twin not in beside
                 and str(modules[twin]) == str(modules[name])
             ):
                 return True

@@ -18,9 +18,10 @@ def group_units(units: Sequence[Unit]) -> list[list[Unit]]:
 
     A stage is what works at one resolution; the module that changes it begins the next stage. In the first of them,
     what comes before the first block (a unit with several weight matrices) is the stem. Where this gives fewer than
-    three stages, as in a transformer whose resolution never changes, each unit is a stage. A unit without parameters
-    belongs to what it follows, unless it changes the resolution. A stage holds at least one weight matrix: lone
-    normalisations belong to what they follow.
+    three stages before pooling, as in a transformer whose resolution never changes, each unit is a stage.
+
+    A unit without parameters belongs to what it follows, unless it changes the resolution. A stage holds at least one
+    weight matrix: lone normalisations belong to what they follow.
 
     Args:
         units: In the order of use; the classifier left out.
@@ -31,7 +32,7 @@ def group_units(units: Sequence[Unit]) -> list[list[Unit]]:
     by_resolution = _with_matrices(_cut(units, every=False))
     if by_resolution:
         by_resolution[:1] = _split_stem(by_resolution[0])
-    if len(by_resolution) >= 3:
+    if sum(map(_is_spread, by_resolution)) >= 3:
         return by_resolution
     return _with_matrices(_cut(units, every=True))
 
@@ -54,6 +55,10 @@ def _cut(units: Sequence[Unit], *, every: bool) -> list[list[Unit]]:
     if waiting and groups:
         groups[-1] += waiting
     return groups or ([waiting] if waiting else [])
+
+
+def _is_spread(group: Sequence[Unit]) -> bool:
+    return any(unit.matrices and (unit.positions or 0) > 1 for unit in group)
 
 
 def _differ(places: int, others: int) -> bool:

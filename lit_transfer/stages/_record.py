@@ -26,11 +26,15 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass
 class Call:
-    """The first call of a module: when it began and ended, and the shapes of its first input and output tensors."""
+    """The first call of a module: when it began and ended; its first input and output tensors; how often it was called.
+
+    Two calls with one `input_id` took the same tensor.
+    """
 
     start: int
     end: int
     input_shape: tuple[int, ...] | None = None
+    input_id: int | None = None
     output_shape: tuple[int, ...] | None = None
     times: int = 1
 
@@ -121,6 +125,7 @@ class _Recorder(TorchFunctionMode):
         self._names = dict(module.named_parameters())
         self._by_id: dict[int, str] = {}
         self._inside: list[str] = []
+        self._alive: list[Tensor | None] = []
         self._clock = itertools.count()
         self._record = Record()
 
@@ -158,7 +163,10 @@ class _Recorder(TorchFunctionMode):
             if name in self._record.calls:
                 self._record.calls[name].times += 1
             else:
-                self._record.calls[name] = Call(next(self._clock), -1, _shape((args, kwargs)))
+                first = next(_tensors((args, kwargs)), None)
+                self._alive.append(first)  # so that no other tensor gets its id
+                identity = None if first is None else id(first)
+                self._record.calls[name] = Call(next(self._clock), -1, _shape((args, kwargs)), identity)
 
         return hook
 
@@ -176,6 +184,8 @@ class _Recorder(TorchFunctionMode):
         for tensor in _tensors((args, kwargs)):
             if name := self._by_id.get(id(tensor)):
                 self._note(name)
+        if func is nn.functional.batch_norm and args[0].is_meta:
+            return torch.empty_like(args[0])  # on meta torch computes it in Python: most of a trace's time
         return func(*args, **(kwargs or {}))
 
     def _note(self, name: str) -> None:

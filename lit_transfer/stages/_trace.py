@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,9 +54,7 @@ def trace_stages(
     return build_trace(module, record, classifiers)
 
 
-def _as_call(
-    inputs: Any, input_size: int | tuple[int, int], in_channels: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _as_call(inputs: Any, input_size: int | tuple[int, int], in_channels: int) -> Inputs:
     if inputs is None:
         height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
         # Two images: a module that squeezes its output would lose the batch dimension of one.
@@ -105,16 +104,20 @@ def _owners(
     """Give each parameter its stage: -1 for the head.
 
     A parameter inside a unit belongs to it. One of a module that was opened (class token, position table) belongs to
-    the unit that was running when it was first used, else to the one that ended last. One that is never used belongs
-    where its neighbour in the order of registration belongs.
+    the unit that was running when it was first used, else to the one that ended last; after the logits, to the head.
+    One that is never used belongs where its neighbour in the order of registration belongs.
     """
     inside = {unit.name: index for index, group in enumerate(groups) for unit in group}
     inside |= dict.fromkeys(classifiers, -1)
+    logits = min((record.calls[name].end for name in classifiers), default=math.inf)
     owners: dict[str, int | None] = {}
     for name, _ in module.named_parameters():
         parents = (name[:at] for at in range(len(name)) if name[at] == ".")
         owner = next((inside[parent] for parent in parents if parent in inside), None)
-        if owner is None and (use := record.first_uses.get(name)):
+        use = record.first_uses.get(name)
+        if owner is None and use and use.time > logits:
+            owner = -1
+        if owner is None and use:
             owner = next((inside[i] for i in use.inside if inside.get(i, -1) >= 0), None)
             ended = [(unit.end, index) for index, group in enumerate(groups) for unit in group if unit.end < use.time]
             owner = max(ended, default=(0, 0))[1] if owner is None else owner

@@ -47,17 +47,16 @@ class Unit:
 
     @cached_property
     def is_sequence(self) -> bool:
-        """False where a child takes the unit's own input after another changed the resolution: branches of a sum."""
-        call, changed = self.record.calls.get(self.name), False
-        if call is None:
-            return True
-        own = _count_places(call.input_shape, self.record.input_shape)
-        for child in self.children:
-            begun = self.record.calls.get(child.name)
-            if changed and begun and begun.input_shape == call.input_shape:
-                return False
-            changed = changed or (own is not None and child.positions is not None and own != child.positions)
-        return True
+        """Whether its children follow each other.
+
+        They do not where two of them take the same tensor (branches of a sum), nor where pixels come after a single
+        place (a gate from pooled features, as in squeeze and excitation).
+        """
+        calls = [self.record.calls.get(child.name) for child in self.children if child.size]
+        taken = [call.input_id for call in calls if call and call.input_id is not None]
+        places = [child.positions for child in (*self.children, self) if child.positions is not None]
+        gated = 1 in places and any(count > 1 for count in places[places.index(1) :])
+        return len(taken) == len(set(taken)) and not gated
 
     @property
     def output_shape(self) -> tuple[int, ...] | None:
@@ -71,6 +70,12 @@ class Unit:
         call = self.record.calls.get(self.name)
         return _count_places(call.output_shape, self.record.input_shape) if call else None
 
+    @property
+    def is_pooled(self) -> bool:
+        """True if what it takes is not spread over pixels or tokens any more, unlike the module's input."""
+        call, whole = self.record.calls.get(self.name), self.record.input_shape
+        return call is not None and _count_places(call.input_shape, whole) == 1 != _count_places(whole, whole)
+
     @cached_property
     def children(self) -> tuple[Unit, ...]:
         """The units inside it."""
@@ -78,7 +83,9 @@ class Unit:
 
 
 def _count_places(shape: tuple[int, ...] | None, inputs: tuple[int, ...]) -> int | None:
-    return None if shape is None else math.prod(shape[1:][axis] for axis in _places(shape[1:], inputs))
+    if shape is None or len(shape) > max(3, len(inputs)):  # windows or groups of channels besides
+        return None
+    return math.prod(shape[1:][axis] for axis in _places(shape[1:], inputs))
 
 
 def _places(shape: tuple[int, ...], inputs: tuple[int, ...]) -> Sequence[int]:
@@ -129,24 +136,20 @@ def open_along(units: Sequence[Unit], names: Sequence[str]) -> list[Unit]:
 
 
 def open_dominant(units: Sequence[Unit], count_stages: Callable[[Sequence[Unit]], int]) -> list[Unit]:
-    """Open units that hold most of the parameters, as long as that gives more stages.
+    """Open the unit that holds most of the parameters, and again, as long as that gives more stages.
 
     A wrapper around a backbone, or a single `features`, is opened; a residual block is not, and neither is a stage
     that is merely the largest.
     """
-    units, closed = list(units), set[str]()
-    while big := _dominant(units, closed):
-        finer = _opened(units, big, count_stages)
-        if finer is None:
-            closed.add(big.name)
-        else:
-            units = finer
+    units = list(units)
+    while (big := _dominant(units)) and (finer := _opened(units, big, count_stages)):
+        units = finer
     return units
 
 
-def _dominant(units: Sequence[Unit], closed: set[str]) -> Unit | None:
-    """Return the unit with more than half of all parameters that lie in units which can be opened."""
-    divisible = [unit for unit in units if unit.name not in closed and unit.children and unit.is_sequence]
+def _dominant(units: Sequence[Unit]) -> Unit | None:
+    """Return the unit with more than half of the parameters in units that can be opened; layers after pooling aside."""
+    divisible = [unit for unit in units if unit.children and unit.is_sequence and not unit.is_pooled]
     big = max(divisible, key=lambda unit: unit.size, default=None)
     return big if big and big.size > sum(unit.size for unit in divisible) / 2 else None
 
@@ -154,7 +157,7 @@ def _dominant(units: Sequence[Unit], closed: set[str]) -> Unit | None:
 def _opened(units: list[Unit], big: Unit, count_stages: Callable[[Sequence[Unit]], int]) -> list[Unit] | None:
     """Open a unit, the dominant one inside it, and so on, until there are more stages; None if there never are."""
     at, before, pieces = units.index(big), count_stages(units), [big]
-    while inner := _dominant(pieces, set()):
+    while inner := _dominant(pieces):
         place = pieces.index(inner)
         pieces[place : place + 1] = inner.children
         finer = [*units[:at], *pieces, *units[at + 1 :]]
