@@ -141,8 +141,8 @@ class LabelledImageData(LightningDataModule, ABC):
         """
         if self.test_dataset is None:
             raise ValueError(
-                "the data has no test images: add a folder test/ to data.root, or give data.test_fraction above 0 "
-                "before training. The validation images are used by validate."
+                "the data has no test images: give data.test_fraction above 0 before training, or a folder test/ in "
+                "data.root. The validation images are used by validate."
             )
         return self._loader(self.test_dataset, self._workers())
 

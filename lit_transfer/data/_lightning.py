@@ -19,8 +19,8 @@ def current_epoch(trainer: Trainer, batches: int) -> int:
     """
     loop = trainer.fit_loop
     epochs = cast("_ProcessedTracker", loop.epoch_progress.current)  # `trainer.current_epoch` counts later, at its end
-    finished = loop.restarting and loop.epoch_loop.batch_progress.current.ready >= batches
-    return epochs.processed + int(finished and epochs.processed < epochs.ready)
+    running = epochs.processed < epochs.ready
+    return epochs.processed + int(running and loop.epoch_loop.batch_progress.current.ready >= batches)
 
 
 def lower_log_interval(trainer: Trainer, batches: int) -> None:

@@ -45,7 +45,11 @@ def test_validation_and_test_do_not_depend_on_how_many_train_or_on_the_other_cla
     assert indices(many.val_dataset) == indices(few.val_dataset) > indices(fewer.val_dataset)
     assert indices(many.train_dataset) > indices(few.train_dataset) > indices(fewer.train_dataset)
     assert not indices(many.train_dataset) & (indices(many.val_dataset) | indices(many.test_dataset))
-    assert indices(ready(per_class=10, seed=1).train_dataset) != indices(few.train_dataset)
+
+
+def test_another_seed_takes_other_training_images_even_where_all_are_for_training():
+    one, other = (ready(per_class=10, seed=seed, val_fraction=0, test_fraction=0) for seed in range(2))
+    assert indices(one.train_dataset) != indices(other.train_dataset)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -10,7 +10,7 @@ from lit_transfer.data._split import check_fractions, stratified_split
 classes = st.lists(st.integers(3, 40), min_size=1, max_size=4).map(
     lambda sizes: [target for target, size in enumerate(sizes) for _ in range(size)]
 )
-fractions = st.lists(st.floats(0, 0.45), min_size=1, max_size=2)
+fractions = st.lists(st.floats(0, 0.9), min_size=1, max_size=2).filter(lambda shares: sum(shares) < 1)
 
 
 def names(targets):
@@ -27,7 +27,7 @@ def test_everything_is_covered_once_and_each_class_in_proportion(targets, shares
         assert counts[-1] >= 1
         for share, count in zip(shares, counts, strict=False):
             assert (count >= 1) == (share > 0)
-            assert abs(count - share * size) <= 1
+            assert abs(count - share * size) <= len(shares)  # room for one sample of each other part
 
 
 @settings(deadline=None)
