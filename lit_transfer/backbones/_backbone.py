@@ -93,7 +93,9 @@ class Backbone(nn.Module):
         """Give (N, num_features); what is still spread over pixels or tokens after the cut is averaged over them."""
         if self._upstream.training != self.training:  # set without train(), as freezing and tracing do
             self._upstream.training = self.training
-        features = _first_tensor(self._upstream(images))
+        # Called without its hooks where it has none, torch.fx can trace it: it is no child and so has no name.
+        hooked = self._upstream._forward_hooks or self._upstream._forward_pre_hooks
+        features = _first_tensor((self._upstream if hooked else self._upstream.forward)(images))
         return features.mean(self._pooled) if self._pooled else features
 
     def train(self, mode: bool = True) -> Self:
@@ -105,11 +107,6 @@ class Backbone(nn.Module):
     def extra_repr(self) -> str:
         """Name, weights and width, for `print`."""
         return f"{self.name}, weights={self.weights}, num_features={self.num_features}"
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "stages" and name not in self._modules:
-            return self.trace.stages
-        return super().__getattr__(name)
 
     # A model may read its own old formats: MNASNet tells them by `_version` and rebuilds its stem for the first.
 
@@ -167,6 +164,7 @@ def _refuse_hidden(model: nn.Module, own: Mapping[str, Any]) -> None:
 
 def _first_tensor(output: Any) -> Tensor:
     """Return the features out of a tuple, a dictionary or a model output."""
-    while not isinstance(output, Tensor):
+    while isinstance(output, Mapping | tuple | list):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    return output
+    features: Tensor = output
+    return features

@@ -14,7 +14,7 @@ from lit_transfer.heads import check_head, create_head
 from lit_transfer.modules._learning_rate import warmup_cosine
 from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, read_saved, resolve_class
 from lit_transfer.parameter_groups import param_groups
-from lit_transfer.stages import Stage
+from lit_transfer.stages import Stage, stages_of
 from lit_transfer.weights import WeightsError
 
 RunStage = Literal["train", "val", "test"]
@@ -189,7 +189,7 @@ class TransferModule(LightningModule):
                 tuple(f"backbone.{name}" for name in stage.parameters),
                 stage.output_shape,
             )
-            for stage in self.backbone.stages
+            for stage in stages_of(self.backbone)
         )
         if not self._has("head"):
             return body
