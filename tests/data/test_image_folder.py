@@ -13,9 +13,6 @@ from torchvision.transforms import v2
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.data import ImageFolderData
 
-# Lightning 2.6 on torch 2.15
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-
 SMALL = Preprocessing(resize=10, crop=8, mean=(0.5,), std=(0.25,))
 
 
