@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from lit_transfer.weights._errors import WeightsError
@@ -28,7 +29,10 @@ def choose(candidates: Sequence[Candidate], prefer: Prefer) -> tuple[Plan, str]:
     """
     complete = _dominant([c for c in candidates if c[1].complete and not _part_of_better(c, candidates)])
     if not complete:
-        return max(candidates, key=lambda c: (_plausible(c[0]), c[0].fitting, -len(c[0].edit.strip)))[1], ""
+        match, plan = max([c for c in candidates if not c[1].complete] or candidates, key=_nearness)
+        if plan.complete:  # a small part of the model that something in the file happens to fit
+            plan = replace(plan, problems=(f"it fits only {match.part!r}; target={match.part!r} accepts that",))
+        return plan, ""
     ranked = sorted(complete, key=lambda c: _rank(c[0], prefer))
     first, others = ranked[0], ranked[1:]
     equal = [other for other in others if _rank(other[0], prefer) == _rank(first[0], prefer)]
@@ -38,6 +42,11 @@ def choose(candidates: Sequence[Candidate], prefer: Prefer) -> tuple[Plan, str]:
         return first[1], ""
     passed = ", ".join(f"key={_name(match)}" for match, _ in others)
     return first[1], f"{_name(first[0])} was chosen; the file also has {passed}"
+
+
+def _nearness(candidate: Candidate) -> tuple[bool, int, int]:
+    match = candidate[0]
+    return _plausible(match), match.fitting, -len(match.edit.strip)
 
 
 def has_key(match: Match, key: str) -> bool:

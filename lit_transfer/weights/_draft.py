@@ -15,7 +15,7 @@ from lit_transfer.weights._match import Match
 from lit_transfer.weights._patterns import chosen
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import few
-from lit_transfer.weights._target import is_counter, is_under, is_under_any
+from lit_transfer.weights._target import is_counter, is_under_any
 
 OnMismatch: TypeAlias = Literal["adapt", "skip", "error"]
 
@@ -116,13 +116,11 @@ def _has_leave(match: Match, name: str, head: tuple[str, ...]) -> bool:
     target = match.target
     if is_counter(name) or name in target.transient or is_under_any(name, head) or is_cut_head(match, name):
         return True
-    inside = name[len(match.part) + 1 :] if match.part else name
-    first = inside.partition(".")[0]
-    top = name[: len(name) - len(inside) + len(first)]
-    if any(is_under(slot, top) for slot in match.slots) or top in target.modules:
+    start = len(match.part) + 1 if match.part else 0
+    first = name[start:].partition(".")[0]
+    if name[: start + len(first)] in target.places or name[: start + len(first)] in target.modules:
         return False
-    numbered = any(slot[len(name) - len(inside) :].partition(".")[0].isdigit() for slot in match.slots)
-    return not (first.isdigit() and numbered)
+    return not (first.isdigit() and match.numbered)
 
 
 def _coverage(entries: list[Entry], head: tuple[str, ...]) -> tuple[float, float]:
@@ -166,7 +164,7 @@ def _outermost(match: Match, stray: list[str]) -> list[str]:
     for name in stray:
         segments = name.split(".")
         prefixes = (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
-        covering.append(next(p for p in prefixes if p == name or not any(is_under(slot, p) for slot in match.slots)))
+        covering.append(next(p for p in prefixes if p == name or p not in match.target.places))
     return list(dict.fromkeys(covering))
 
 

@@ -73,15 +73,17 @@ def views(file: dict[str, str], own: dict[str, str], edit: Edit) -> list[View]:
     return found
 
 
-def prefix_pairs(file: Shapes, model: Shapes, limit: int = 24) -> list[tuple[str, str]]:
+def prefix_pairs(file: Shapes, model: Shapes, limit: int = 8) -> list[tuple[str, str]]:
     """Pairs (prefix of the file's names, prefix of the model's names), the most voted first; ("", "") is among them.
 
     A vote is a pair of tensors of equal shape and equal last segment; the longest common end of their names is taken
     away from both.
     """
-    votes: Counter[tuple[str, str]] = Counter({("", ""): 1})
+    votes: Counter[tuple[str, str]] = Counter()
     buckets: dict[tuple[str, tuple[int, ...]], list[list[str]]] = defaultdict(list)
     for name, shape in model.items():
+        if not shape:
+            continue  # counters: all of them are alike
         segments = name.split(".")
         buckets[segments[-1], shape].append(segments)
     asked: Counter[tuple[str, tuple[int, ...]]] = Counter()
@@ -91,7 +93,7 @@ def prefix_pairs(file: Shapes, model: Shapes, limit: int = 24) -> list[tuple[str
         asked[key] += 1
         if asked[key] <= _MAX_IN_BUCKET:
             votes.update(_remainders(segments, other) for other in buckets.get(key, [])[:_MAX_IN_BUCKET])
-    return [pair for pair, _ in votes.most_common(limit)]
+    return list(dict.fromkeys([*(pair for pair, _ in votes.most_common(limit)), ("", "")]))
 
 
 def _remainders(name: list[str], other: list[str]) -> tuple[str, str]:

@@ -126,7 +126,7 @@ def plan_weights(
     matches = _with_key(checkpoint, matches, key)
     candidates = [(match, draft_plan(checkpoint, match, wishes)) for match in matches]
     plan, note = choose(candidates, prefer)
-    _require_patterns(candidates, plan, wishes)
+    _require_patterns(candidates, wishes)
     return replace(plan, notes=(*plan.notes, note)) if note else plan
 
 
@@ -175,8 +175,7 @@ def _with_key(checkpoint: Checkpoint, matches: list[Match], key: str | None) -> 
     )
 
 
-def _require_patterns(candidates: Sequence[Candidate], plan: Plan, wishes: Wishes) -> None:
-    match = next(match for match, candidate in candidates if candidate is plan)
-    names = [*match.target.slots, *match.leftover]
+def _require_patterns(candidates: Sequence[Candidate], wishes: Wishes) -> None:
+    names = {name for match, _ in candidates for name in (*match.target.slots, *match.leftover)}
     require_hits(wishes.include, names, "include")
     require_hits(wishes.exclude, names, "exclude")

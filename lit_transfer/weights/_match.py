@@ -47,6 +47,12 @@ class Match:
             self.tensor(name).shape == tuple(self.slots[name].shape) for name in self.pairs if not is_counter(name)
         )
 
+    @cached_property
+    def numbered(self) -> bool:
+        """Whether the children of the part are numbered, as in nn.Sequential."""
+        start = len(self.part) + 1 if self.part else 0
+        return any(name[start:].partition(".")[0].isdigit() for name in self.slots)
+
     @property
     def label(self) -> str:
         """The place in the file: key of the state dict and prefix of the names."""
@@ -77,7 +83,7 @@ def find_matches(state_dict: StateDict, names: dict[str, str], target: Target, p
                 if part is not None and add:
                     continue
                 match = _match(state_dict, view, target, strip, add, root)
-                if match.pairs:
+                if match.pairs or not strip:
                     found.setdefault((match.part, frozenset(match.pairs.items())), match)
     return sorted(found.values(), key=lambda match: -match.fitting)
 

@@ -31,6 +31,12 @@ class Target:
         return dict(self.model.named_modules(remove_duplicate=False))
 
     @cached_property
+    def places(self) -> frozenset[str]:
+        """Each slot's name, and each dotted name above one."""
+        ends = ((name, i) for name in self.slots for i, letter in enumerate(name) if letter == ".")
+        return frozenset(self.slots) | frozenset(name[:i] for name, i in ends)
+
+    @cached_property
     def aliases(self) -> dict[int, list[str]]:
         """Identity of a tensor -> the names under which the model holds it."""
         names: dict[int, list[str]] = {}

@@ -72,7 +72,7 @@ def test_equal_names_at_two_addresses_are_two_files(server: str, tmp_path: Path)
     ("name", "error"),
     [
         ("net-00000000.pth", "its name promises 00000000"),
-        ("short.pth", r"gave \d+ of \d+ bytes|cannot be downloaded"),
+        ("short.pth", r"gave [\d,]+ of [\d,]+ bytes|cannot be downloaded"),
         ("missing.pth", r"404.*give its path, or put it at .*missing\.pth"),
         ("", "does not end in a file name"),
     ],
