@@ -1,5 +1,6 @@
 """Callbacks for any LightningModule: hooks and state only; what they do lives in rooms of its own."""
 
 from lit_transfer.callbacks.finetuning_schedule import FinetuningSchedule
+from lit_transfer.callbacks.trainability_audit import TrainabilityAudit
 
-__all__ = ["FinetuningSchedule"]
+__all__ = ["FinetuningSchedule", "TrainabilityAudit"]

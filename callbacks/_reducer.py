@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["pristine_hook_state", "rebuild_reducer"]
+__all__ = ["note_reducer", "pristine_hook_state", "rebuild_reducer", "uncovered"]
 
 _COVERED = "_lit_transfer_covered"  # on the DDP wrapper: ids of the parameters that its reducer covers
 
@@ -35,8 +35,8 @@ def rebuild_reducer(trainer: Trainer, hook_state: dict[str, Any]) -> bool:
     wrapped = strategy.model
     if not isinstance(strategy, DDPStrategy) or not isinstance(wrapped, DistributedDataParallel):
         return False
-    # DDP does not tell what its reducer covers, so it is noted here; Lightning's own wrap has no note and is remade.
-    trainable = frozenset(id(parameter) for parameter in wrapped.module.parameters() if parameter.requires_grad)
+    # DDP does not tell what its reducer covers, so it is noted here; a wrap without a note is remade.
+    trainable = _trainable(wrapped)
     if vars(wrapped).get(_COVERED) == trainable:
         return False
     for name, value in hook_state.items():
@@ -46,6 +46,26 @@ def rebuild_reducer(trainer: Trainer, hook_state: dict[str, Any]) -> bool:
     strategy.configure_ddp()
     vars(strategy.model)[_COVERED] = trainable
     return True
+
+
+def note_reducer(trainer: Trainer) -> None:
+    """Note what the reducer covers, right after the strategy has wrapped the module."""
+    wrapped = trainer.strategy.model
+    if isinstance(wrapped, DistributedDataParallel):
+        vars(wrapped).setdefault(_COVERED, _trainable(wrapped))
+
+
+def uncovered(trainer: Trainer) -> list[str]:
+    """Return the names of the parameters that train and that DDP does not synchronise."""
+    wrapped = trainer.strategy.model
+    if not isinstance(wrapped, DistributedDataParallel) or _COVERED not in vars(wrapped):
+        return []
+    covered = vars(wrapped)[_COVERED]
+    return [name for name, p in wrapped.module.named_parameters() if p.requires_grad and id(p) not in covered]
+
+
+def _trainable(wrapped: DistributedDataParallel) -> frozenset[int]:
+    return frozenset(id(parameter) for parameter in wrapped.module.parameters() if parameter.requires_grad)
 
 
 def _copied(state: object) -> dict[str, Any]:

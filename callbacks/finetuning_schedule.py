@@ -78,7 +78,7 @@ class FinetuningSchedule(Callback):
             rank_zero_warn(f"FinetuningSchedule: {told}")
         self._follow(trainer, pl_module)
         for optimizer in trainer.optimizers if self._run.sets_rates else ():
-            self._handles += while_stepping(optimizer, lambda: self._run.factors(self._progress(trainer)))
+            self._handles += while_stepping(optimizer, lambda: self.factors(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the phase of this epoch, and freeze again what other code may have woken."""
@@ -112,6 +112,10 @@ class FinetuningSchedule(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the triggers of a checkpoint; an edited schedule keeps those that it still has."""
         self._run.fired, self._run.watched = list(state_dict["fired"]), state_dict["watched"]
+
+    def factors(self, trainer: Trainer) -> dict[str, float] | None:
+        """Return what multiplies the rate of each stage in the next step; None where the phase leaves rates alone."""
+        return self._run.factors(self._progress(trainer))
 
     def _progress(self, trainer: Trainer) -> Progress:
         return progress_of(trainer, fired=self._run.fired_at(), **self._lengths)

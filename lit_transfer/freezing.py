@@ -10,7 +10,16 @@ from torch import nn
 from lit_transfer._selection import is_norm, select_each
 from lit_transfer.stages import Stage
 
-__all__ = ["freeze", "frozen_names", "held_names", "is_held", "release_replaced", "train_only", "unfreeze"]
+__all__ = [
+    "freeze",
+    "frozen_names",
+    "held_names",
+    "is_held",
+    "release_replaced",
+    "train_only",
+    "unfreeze",
+    "updates_statistics",
+]
 
 _MARK = "_lit_transfer_frozen"  # on a module: its own parameters that `freeze` holds, by their local names
 _States = list[
@@ -139,6 +148,11 @@ def held_names(module: nn.Module) -> tuple[str, ...]:
 def is_held(module: nn.Module) -> bool:
     """Return whether this one module stays in eval mode because it is frozen."""
     return isinstance(module.__dict__.get("train"), _StaysInEval)
+
+
+def updates_statistics(module: nn.Module) -> bool:
+    """Return whether this norm layer is frozen and goes on updating its statistics, by the option of `freeze`."""
+    return any(_marks(module).values())
 
 
 def release_replaced(module: nn.Module, held: Iterable[str]) -> None:

@@ -5,9 +5,11 @@ from lit_transfer.schedule._presets import Preset, PresetName, check_schedule, p
 from lit_transfer.schedule._progress import Progress, first_step, phase_at, trainable_at, unreachable
 from lit_transfer.schedule._rates import stage_factors, stage_rates, while_stepping
 from lit_transfer.schedule._running import RunningSchedule
+from lit_transfer.schedule._timeline import Moment, phase_table, plot_timeline, timeline
 
 __all__ = [
     "At",
+    "Moment",
     "Phase",
     "Planned",
     "Preset",
@@ -18,10 +20,13 @@ __all__ = [
     "check_schedule",
     "first_step",
     "phase_at",
+    "phase_table",
     "plan_phases",
     "plan_schedule",
+    "plot_timeline",
     "stage_factors",
     "stage_rates",
+    "timeline",
     "trainable_at",
     "unreachable",
     "while_stepping",

@@ -16,7 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-from lit_transfer.callbacks import FinetuningSchedule
+from lit_transfer import freeze, unfreeze
+from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
 
 PHASES: list[Any] = [
     {"train": "head"},
@@ -110,13 +111,42 @@ def fit(case: str, folder: str, ckpt_path: str | None = None) -> dict[str, Any]:
         module.encoder = torch.compile(module.encoder, backend="aot_eager")
     hook = powersgd() if options.pop("powersgd", False) else {}
     strategy = HookedDDP(process_group_backend="gloo", **options.pop("ddp", {}), **hook)
-    ranks, schedule = Ranks(), FinetuningSchedule(PHASES)
+    ranks, schedule = Ranks(), [FinetuningSchedule(PHASES), TrainabilityAudit(check_ranks=True)]
     saving = [SaveAt(folder)] if ckpt_path is None and case == "plain" else []
     options = {"devices": 2, "strategy": strategy, "num_sanity_val_steps": 0, "max_epochs": 4} | options
-    made = trainer(schedule, ranks, *saving, **options)
+    made = trainer(*schedule, ranks, *saving, **options)
     made.fit(module, Share(int(os.environ.get("LOCAL_RANK", 0)), 2), ckpt_path=ckpt_path, weights_only=True)
     values = torch.cat([p.detach().flatten() for p in module.parameters()])
     return {"apart": ranks.apart, "values": values.tolist()}
+
+
+class Unfreeze(Callback):
+    """What users write, and what BackboneFinetuning does: nothing rebuilds the reducer."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            unfreeze(pl_module, "encoder")
+
+
+def refused(*callbacks: Callback) -> dict[str, Any]:
+    """What the audit says of a fit that lets the ranks drift apart."""
+    module = build()
+    freeze(module, "encoder")
+    strategy = HookedDDP(process_group_backend="gloo")
+    made = trainer(Unfreeze(), *callbacks, devices=2, strategy=strategy, num_sanity_val_steps=0, max_epochs=4)
+    try:
+        made.fit(module, Share(int(os.environ.get("LOCAL_RANK", 0)), 2))
+    except (ValueError, RuntimeError) as error:
+        return {"told": str(error)}
+    return {"told": "nothing"}
+
+
+class Unwatched(TrainabilityAudit):
+    """Without a note of what the reducer covers, as under a strategy that is not known: only the ranks can tell."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        vars(trainer.strategy.model).pop("_lit_transfer_covered")
 
 
 def single() -> dict[str, Any]:
@@ -133,5 +163,7 @@ if __name__ == "__main__":
     folder = sys.argv[1]
     answers = {case: fit(case, folder) for case in CASES}
     answers |= {f"resumed {step}": fit("plain", folder, f"{folder}/{step}.ckpt") for step in (6, 11)}
+    answers["drift"] = refused(Unwatched(check_ranks=True))
+    answers["uncovered"] = refused(TrainabilityAudit())
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print("ANSWER", json.dumps(answers | {"single": single()}))

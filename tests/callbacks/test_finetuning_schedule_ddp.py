@@ -47,3 +47,8 @@ def test_two_processes_end_where_one_does_with_the_same_global_batch(answers: An
 def test_ranks_agree_after_a_resume_past_a_change_and_end_where_the_whole_run_does(step: int, answers: Answers) -> None:
     assert set(answers[f"resumed {step}"]["apart"]) == {0.0}
     assert furthest(answers[f"resumed {step}"], answers["plain"]) == 0
+
+
+def test_the_audit_refuses_what_the_reducer_does_not_cover_and_sees_ranks_that_drifted(answers: Answers) -> None:
+    assert "DDP's reducer was built without" in answers["uncovered"]["told"]
+    assert "drifted apart by step 16 in encoder" in answers["drift"]["told"]

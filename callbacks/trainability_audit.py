@@ -1,0 +1,85 @@
+"""What trains, told at the start and at each change, and refused where it cannot be right."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lit_transfer.audit import audit, check_trainability, checksums, some, table
+from lit_transfer.callbacks._reducer import note_reducer, uncovered
+from lit_transfer.stages import Stage, stages_of
+
+__all__ = ["TrainabilityAudit"]
+
+
+class TrainabilityAudit(Callback):
+    """Prints a table of the stages, logs their rates, and raises for training that cannot be meant.
+
+    It looks in `on_before_backward`, since by then every callback and module has had its say about what trains in
+    this step, and nothing has been reduced or moved yet. It works with any way of freezing.
+    """
+
+    def __init__(self, *, check_ranks: bool = False) -> None:
+        """Choose what is checked.
+
+        Args:
+            check_ranks: Under DDP, compare the parameters of all ranks, bit for bit by a checksum, at each change of
+                what trains and at the end of the fit.
+        """
+        self.check_ranks = check_ranks
+        self._stages: tuple[Stage, ...] = ()
+        self._seen: frozenset[str] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what DDP's reducer covers."""
+        note_reducer(trainer)
+        self._stages, self._seen = stages_of(pl_module), None
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Check and tell where what trains is not what it was."""
+        trains = frozenset(name for name, p in pl_module.named_parameters() if p.requires_grad)
+        if trains == self._seen:
+            return
+        self._seen = trains
+        check_trainability(pl_module, trainer.optimizers)
+        missed = uncovered(trainer)
+        if missed:
+            raise ValueError(
+                f"{some(missed)} will train, but DDP's reducer was built without: the ranks would drift apart. Let "
+                "FinetuningSchedule unfreeze, which rebuilds the reducer (pytorch-lightning#20340)."
+            )
+        self._compare_ranks(trainer, pl_module)
+        rows = table(audit(pl_module, trainer.optimizers, stages=self._stages))
+        rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Log the rate of each stage, 0 where it is frozen, with a phase's own factors."""
+        settings: Any = trainer  # Lightning does not annotate what its connectors set
+        if not trainer.loggers or trainer.global_step % settings.log_every_n_steps:
+            return
+        factors = next((c.factors(trainer) for c in settings.callbacks if hasattr(c, "factors")), None) or {}
+        rows = audit(pl_module, trainer.optimizers, stages=self._stages)
+        rates = {
+            f"lr/{row.stage}": max(row.lr, default=0.0) * factors.get(row.stage, 1.0) if row.trainable else 0.0
+            for row in rows
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(rates, step=trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the ranks a last time."""
+        self._compare_ranks(trainer, pl_module)
+
+    def _compare_ranks(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.check_ranks or trainer.world_size == 1:
+            return
+        sums = trainer.strategy.all_gather(checksums(pl_module))
+        apart = torch.nonzero((sums != sums[0]).any(0)).flatten().tolist()
+        if apart:
+            names = [name for name, _ in pl_module.named_parameters()]
+            raise RuntimeError(
+                f"The ranks have drifted apart by step {trainer.global_step} in {some([names[i] for i in apart])}: "
+                "their gradients were not reduced together."
+            )
