@@ -1,6 +1,7 @@
 """Callbacks for any LightningModule: hooks and state only; what they do lives in rooms of its own."""
 
 from lit_transfer.callbacks.finetuning_schedule import FinetuningSchedule
+from lit_transfer.callbacks.l2_sp import L2SP
 from lit_transfer.callbacks.trainability_audit import TrainabilityAudit
 
-__all__ = ["FinetuningSchedule", "TrainabilityAudit"]
+__all__ = ["L2SP", "FinetuningSchedule", "TrainabilityAudit"]
