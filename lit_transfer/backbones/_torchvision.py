@@ -98,7 +98,7 @@ def replace_first_conv(model: nn.Module, name: str | None, in_channels: int) -> 
         )
     kernel = conv.weight.new_empty(conv.out_channels, in_channels, *conv.kernel_size)
     if not kernel.is_meta:
-        kernel.normal_(std=float(conv.weight.std()) * math.sqrt(conv.in_channels / in_channels))
+        kernel.normal_(std=float(conv.weight.detach().std()) * math.sqrt(conv.in_channels / in_channels))
     conv.in_channels, conv.weight = in_channels, nn.Parameter(kernel)
 
 

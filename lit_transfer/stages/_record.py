@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 __all__ = ["Call", "Inputs", "Record", "Use", "record_run"]
 
+
+# On the meta device torch takes these apart in Python, which is most of a trace's time.
+_SHAPE_KEEPING = {F.batch_norm, F.layer_norm, F.group_norm, F.gelu, F.silu}
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a `forward`."""
@@ -184,8 +188,8 @@ class _Recorder(TorchFunctionMode):
         for tensor in _tensors((args, kwargs)):
             if name := self._by_id.get(id(tensor)):
                 self._note(name)
-        if func is nn.functional.batch_norm and args[0].is_meta:
-            return torch.empty_like(args[0])  # on meta torch computes it in Python: most of a trace's time
+        if func in _SHAPE_KEEPING and args[0].is_meta:
+            return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
     def _note(self, name: str) -> None:
