@@ -26,7 +26,13 @@ def adaptation(module: nn.Module, theirs: tuple[int, ...], ours: tuple[int, ...]
     """
     if first and _differs_only_at(1, theirs, ours) and isinstance(module, nn.modules.conv._ConvNd):
         return _input_channels(theirs[1], ours[1]) if module.groups == 1 else None
+    if tuple(size for size in theirs if size != 1) == tuple(size for size in ours if size != 1):
+        return Adaptation(f"{_words(theirs)} read as {_words(ours)}", lambda tensor: tensor.reshape(ours))
     return None
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _differs_only_at(axis: int, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._guess import looks_like
 from lit_transfer.weights._match import Match
 from lit_transfer.weights._plan import Plan
-from lit_transfer.weights._target import is_under
+from lit_transfer.weights._target import is_counter, is_under
 
 Prefer: TypeAlias = Literal["ema", "plain"]
 Candidate: TypeAlias = tuple[Match, Plan]
@@ -32,7 +33,7 @@ def choose(candidates: Sequence[Candidate], prefer: Prefer) -> tuple[Plan, str]:
         match, plan = max([c for c in candidates if not c[1].complete] or candidates, key=_nearness)
         if plan.complete:  # a small part of the model that something in the file happens to fit
             plan = replace(plan, problems=(f"it fits only {match.part!r}; target={match.part!r} accepts that",))
-        return plan, ""
+        return replace(plan, problems=(_diagnosis(match), *plan.problems)), ""
     ranked = sorted(complete, key=lambda c: _rank(c[0], prefer))
     first, others = ranked[0], ranked[1:]
     equal = [other for other in others if _rank(other[0], prefer) == _rank(first[0], prefer)]
@@ -42,6 +43,19 @@ def choose(candidates: Sequence[Candidate], prefer: Prefer) -> tuple[Plan, str]:
         return first[1], ""
     passed = ", ".join(f"key={_name(match)}" for match, _ in others)
     return first[1], f"{_name(first[0])} was chosen; the file also has {passed}"
+
+
+def _diagnosis(match: Match) -> str:
+    """How far names and shapes agree, and what the file looks like."""
+    own = {name: tensor for name, tensor in match.slots.items() if not is_counter(name)}
+    plain = sum(
+        name in match.state_dict and match.state_dict[name].shape == tuple(tensor.shape) for name, tensor in own.items()
+    )
+    text = f"{plain} of {len(own)} tensors match by name and shape"
+    if match.fitting > plain:
+        text += f"; {match.fitting} do with {match.edit}"
+    words = looks_like(match.state_dict)
+    return f"{text}; the file looks like {words}" if words else text
 
 
 def _nearness(candidate: Candidate) -> tuple[bool, int, int]:
@@ -71,11 +85,10 @@ def _part_of_better(candidate: Candidate, candidates: Sequence[Candidate]) -> bo
 
 
 def _plausible(match: Match) -> bool:
-    """A part of the model that was found must be most of the model, or take most of the file under a plain name."""
+    """Whether a part that was found holds most tensors of the model, or takes most of the file under a plain name."""
     if match.part == match.root:
         return True
-    total = sum(tensor.numel() for tensor in match.target.under(match.root).values())
-    if 2 * sum(tensor.numel() for tensor in match.slots.values()) >= total:
+    if 2 * len(match.slots) >= len(match.target.under(match.root)):
         return True
     numbered = any(segment.isdigit() for segment in f"{match.part}.{match.edit.strip}".split("."))
     return not numbered and 2 * (len(match.pairs) + len(match.leftover)) >= len(match.state_dict)

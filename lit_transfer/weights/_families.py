@@ -1,8 +1,61 @@
-"""Renames of known families of architectures, where a file's names are those of another version or library."""
+"""Renames of known families of architectures, where a file's names are those of another version or library.
+
+Sources: torchvision densenet.py and vision_transformer.py (`_load_state_dict`, `MLPBlock._load_from_state_dict`), the
+released checkpoints of Swin, ConvNeXt, CLIP and DINOv2, and timm's models of the same names.
+"""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+_VIT_TO_TIMM = (
+    (r"(?:^|(?<=\.))class_token$", "cls_token"),
+    (r"(?:^|(?<=\.))encoder\.pos_embedding$", "pos_embed"),
+    (r"(?:^|(?<=\.))conv_proj\.", "patch_embed.proj."),
+    (r"(?:^|(?<=\.))encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"(?<=\.)ln_([12])\.", r"norm\1."),
+    (r"(?<=\.)self_attention\.in_proj_(weight|bias)$", r"attn.qkv.\1"),
+    (r"(?<=\.)self_attention\.out_proj\.", "attn.proj."),
+    (r"(?<=\.)mlp\.(?:0|linear_1)\.", "mlp.fc1."),
+    (r"(?<=\.)mlp\.(?:3|linear_2)\.", "mlp.fc2."),
+    (r"(?:^|(?<=\.))encoder\.ln\.", "norm."),
+    (r"(?:^|(?<=\.))heads\.head\.", "head."),
+)
+_TIMM_TO_VIT = (
+    (r"(?:^|(?<=\.))blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+    (r"(?:^|(?<=\.))cls_token$", "class_token"),
+    (r"(?:^|(?<=\.))pos_embed$", "encoder.pos_embedding"),
+    (r"(?:^|(?<=\.))patch_embed\.proj\.", "conv_proj."),
+    (r"(?<=\.)norm([12])\.", r"ln_\1."),
+    (r"(?<=\.)attn\.qkv\.(weight|bias)$", r"self_attention.in_proj_\1"),
+    (r"(?<=\.)attn\.proj\.", "self_attention.out_proj."),
+    (r"(?<=\.)mlp\.fc1\.", "mlp.0."),
+    (r"(?<=\.)mlp\.fc2\.", "mlp.3."),
+    (r"(?:^|(?<=\.))norm\.(weight|bias)$", r"encoder.ln.\1"),
+    (r"(?:^|(?<=\.))head\.(weight|bias)$", r"heads.head.\1"),
+)
+_CLIP_TO_TIMM = (
+    (r"(?:^|(?<=\.))transformer\.resblocks\.(\d+)\.", r"blocks.\1."),
+    (r"(?:^|(?<=\.))class_embedding$", "cls_token"),
+    (r"(?:^|(?<=\.))positional_embedding$", "pos_embed"),
+    (r"(?:^|(?<=\.))conv1\.weight$", "patch_embed.proj.weight"),
+    (r"(?:^|(?<=\.))ln_pre\.", "norm_pre."),
+    (r"(?:^|(?<=\.))ln_post\.", "norm."),
+    (r"(?<=\.)ln_([12])\.", r"norm\1."),
+    (r"(?<=\.)attn\.in_proj_(weight|bias)$", r"attn.qkv.\1"),
+    (r"(?<=\.)attn\.out_proj\.", "attn.proj."),
+    (r"(?<=\.)mlp\.c_fc\.", "mlp.fc1."),
+    (r"(?<=\.)mlp\.c_proj\.", "mlp.fc2."),
+)
+_CONVNEXT_TO_TIMM = (
+    (r"(?:^|(?<=\.))stages\.(\d+)\.(\d+)\.dwconv\.", r"stages.\1.blocks.\2.conv_dw."),
+    (r"(?:^|(?<=\.))downsample_layers\.0\.(\d)\.", r"stem.\1."),
+    (r"(?:^|(?<=\.))downsample_layers\.(\d)\.(\d)\.", r"stages.\1.downsample.\2."),
+    (r"(?:^|(?<=\.))stages\.(\d+)\.(\d+)\.(norm\.|gamma$)", r"stages.\1.blocks.\2.\3"),
+    (r"(?:^|(?<=\.))stages\.(\d+)\.(\d+)\.pwconv([12])\.", r"stages.\1.blocks.\2.mlp.fc\3."),
+    (r"^((?:(?!stages\.).)*?)(?:^|(?<=\.))norm\.(weight|bias)$", r"\1head.norm.\2"),
+    (r"(?:^|(?<=\.))head\.(weight|bias)$", r"head.fc.\1"),
+)
 
 
 @dataclass(frozen=True)
@@ -14,7 +67,8 @@ class Family:
 
     def rename(self, names: dict[str, str]) -> dict[str, str] | None:
         """The renamed names; None if the first rule matches none, or if two names become one."""
-        if not any(re.search(self.rules[0][0], name) for name in names):
+        first = re.compile(self.rules[0][0])
+        if not any(first.search(name) for name in names):
             return None
         renamed = {}
         for name, original in names.items():
@@ -25,19 +79,42 @@ class Family:
         return renamed if len(renamed) == len(names) else None
 
 
+# timm merges patches at the beginning of the next stage. The sign keeps a name from being moved twice.
+_NEXT_STAGE = tuple((rf"(?:^|(?<=\.))layers\.{i}\.downsample\.", f"layers.{i + 1}.@downsample.") for i in range(4))
+
+# DINOv2 trains with its blocks in chunks; any family's names may lie in them.
+_CHUNKS = Family("blocks in chunks", ((r"(?:^|(?<=\.))blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
 FAMILIES = (
     Family("DenseNet of before 2018", ((r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2."),)),
     Family(
         "torchvision ViT of before 2022",
         ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
     ),
+    Family("torchvision ViT to timm", (_VIT_TO_TIMM[3], *_VIT_TO_TIMM[:3], *_VIT_TO_TIMM[4:])),
+    Family("timm ViT to torchvision", _TIMM_TO_VIT),
+    Family("CLIP to timm", _CLIP_TO_TIMM),
+    Family("ConvNeXt to timm", _CONVNEXT_TO_TIMM),
+    Family(
+        "Swin to timm",
+        (
+            (r"(?:^|(?<=\.))layers\.\d\.blocks\.\d+\.attn\.(?=relative)", r"\g<0>"),
+            *_NEXT_STAGE,
+            (r"@downsample", "downsample"),
+            (r"(?:^|(?<=\.))head\.(weight|bias)$", r"head.fc.\1"),
+        ),
+    ),
+    Family("DINOv2 to timm", ((r"register_tokens$", "reg_token"),)),
 )
 
 
 def family_names(names: dict[str, str]) -> Iterator[tuple[dict[str, str], str]]:
     """The names as they are, then as each family that applies renames them, with the family's name."""
-    yield names, ""
-    for family in FAMILIES:
-        renamed = family.rename(names)
-        if renamed is not None:
-            yield renamed, f"renamed as {family.name}"
+    chunked = _CHUNKS.rename(names)
+    for base, words in ((names, ""), (chunked, _CHUNKS.name)):
+        if base is None:
+            continue
+        yield base, words and f"renamed from {words}"
+        for family in FAMILIES:
+            renamed = family.rename(base)
+            if renamed is not None:
+                yield renamed, f"renamed from {' and '.join(filter(None, (words, family.name)))}"

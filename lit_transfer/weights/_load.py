@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from lit_transfer.weights._report import LoadReport
 from lit_transfer.weights._target import Target, require_module, target_of
 
 _DRAFTS_FOR_EACH = 6
+MatchBy: TypeAlias = Literal["name", "order"]
 
 
 def load_weights(
@@ -34,6 +35,7 @@ def load_weights(
     on_mismatch: OnMismatch = "adapt",
     min_coverage: float = 1.0,
     prefer: Prefer = "ema",
+    match: MatchBy = "name",
 ) -> LoadReport:
     """Load weights from any checkpoint into any model, all or nothing; nothing in the file is run.
 
@@ -55,6 +57,8 @@ def load_weights(
             fits; "skip" leaves it as it is; "error" raises.
         min_coverage: Fraction, 0 to 1, of the model's tensors (head excepted) that must be filled.
         prefer: Which copy to take where a file holds several: "ema" the averaged one, "plain" the trained one.
+        match: "name" pairs tensors by name; "order" pairs them in their order, where names differ throughout but the
+            shapes are the same from the first to the last.
 
     Returns:
         What was loaded, renamed, adapted, left and why; print it.
@@ -75,6 +79,7 @@ def load_weights(
         on_mismatch=on_mismatch,
         min_coverage=min_coverage,
         prefer=prefer,
+        match=match,
     )
     return plan.apply(model)
 
@@ -92,6 +97,7 @@ def plan_weights(
     on_mismatch: OnMismatch = "adapt",
     min_coverage: float = 1.0,
     prefer: Prefer = "ema",
+    match: MatchBy = "name",
 ) -> Plan:
     """What load_weights would do, as a value; no tensor is read and the model is not changed.
 
@@ -107,6 +113,7 @@ def plan_weights(
         on_mismatch: See load_weights.
         min_coverage: See load_weights.
         prefer: See load_weights.
+        match: See load_weights.
 
     Returns:
         The plan. If it is not complete, `plan.problems` says why, and `plan.apply` raises.
@@ -116,15 +123,15 @@ def plan_weights(
         FileNotFoundError: There is no such file.
     """
     wishes = _wishes(head, include, exclude, on_mismatch, min_coverage)
-    if prefer not in get_args(Prefer):
-        raise ValueError(f"prefer must be one of {get_args(Prefer)}, got {prefer!r}")
+    _require_choice("prefer", prefer, get_args(Prefer))
+    _require_choice("match", match, get_args(MatchBy))
     checkpoint = open_checkpoint(source)
     slots = target_of(model)
     if target is not None:
         require_module(slots, target, "target")
-    matches = _all_matches(checkpoint, slots, target, rename or {})
+    matches = _all_matches(checkpoint, slots, target, rename or {}, match == "order")
     matches = _with_key(checkpoint, matches, key)
-    candidates = [(match, draft_plan(checkpoint, match, wishes)) for match in matches]
+    candidates = [(found, draft_plan(checkpoint, found, wishes)) for found in matches]
     plan, note = choose(candidates, prefer)
     _require_patterns(candidates, wishes)
     return replace(plan, notes=(*plan.notes, note)) if note else plan
@@ -140,15 +147,21 @@ def _wishes(
     for name, value in (("head", head), ("include", include), ("exclude", exclude)):
         if isinstance(value, str):
             raise TypeError(f"{name} must be a list of names, got the string {value!r}: write [{value!r}]")
-    if on_mismatch not in get_args(OnMismatch):
-        raise ValueError(f"on_mismatch must be one of {get_args(OnMismatch)}, got {on_mismatch!r}")
+    _require_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
     if not 0 <= min_coverage <= 1:
         raise ValueError(f"min_coverage is a fraction from 0 to 1, got {min_coverage}")
     own_head = None if head is None else tuple(head)
     return Wishes(own_head, tuple(include or ()), tuple(exclude or ()), on_mismatch, min_coverage)
 
 
-def _all_matches(checkpoint: Checkpoint, target: Target, part: str | None, rename: Mapping[str, str]) -> list[Match]:
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _all_matches(
+    checkpoint: Checkpoint, target: Target, part: str | None, rename: Mapping[str, str], order: bool
+) -> list[Match]:
     if not checkpoint.state_dicts:
         raise WeightsError(f"{checkpoint.name} holds no tensors under names: there is nothing to load")
     names = [name for state_dict in checkpoint.state_dicts for name in state_dict]
@@ -156,7 +169,7 @@ def _all_matches(checkpoint: Checkpoint, target: Target, part: str | None, renam
     matches = []
     for state_dict in checkpoint.state_dicts:
         own = renamed(state_dict, rename) if rename else {name: name for name in state_dict}
-        matches += find_matches(state_dict, own, target, part)[:_DRAFTS_FOR_EACH]
+        matches += find_matches(state_dict, own, target, part, order=order)[:_DRAFTS_FOR_EACH]
     largest = checkpoint.state_dict()
     strangers = {name: name for name in largest}
     return matches or [Match(largest, target, Edit(), part or "", part or "", {}, strangers, ())]
@@ -165,10 +178,10 @@ def _all_matches(checkpoint: Checkpoint, target: Target, part: str | None, renam
 def _with_key(checkpoint: Checkpoint, matches: list[Match], key: str | None) -> list[Match]:
     if key is None:
         return matches
-    kept = [match for match in matches if has_key(match, key)]
+    kept = [found for found in matches if has_key(found, key)]
     if kept:
         return kept
-    labels = sorted({match.label for match in matches} | {found.key for found in checkpoint.state_dicts})
+    labels = sorted({found.label for found in matches} | {found.key for found in checkpoint.state_dicts})
     near = difflib.get_close_matches(key, labels, n=3) or labels[:5]
     raise WeightsError(
         f"key={key!r} names no state dict of {checkpoint.name} that fits; there is {', '.join(map(repr, near))}"
@@ -176,6 +189,6 @@ def _with_key(checkpoint: Checkpoint, matches: list[Match], key: str | None) -> 
 
 
 def _require_patterns(candidates: Sequence[Candidate], wishes: Wishes) -> None:
-    names = {name for match, _ in candidates for name in (*match.target.slots, *match.leftover)}
+    names = {name for found, _ in candidates for name in (*found.target.slots, *found.leftover)}
     require_hits(wishes.include, names, "include")
     require_hits(wishes.exclude, names, "exclude")

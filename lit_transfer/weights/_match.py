@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_transfer.weights._edits import Edit, View, prefix_pairs, views
 from lit_transfer.weights._families import family_names
+from lit_transfer.weights._in_order import by_order, numbered_children
 from lit_transfer.weights._layouts import StateDict
 from lit_transfer.weights._lazy import LazyTensor
 from lit_transfer.weights._target import Target, is_counter, is_under
@@ -63,7 +64,9 @@ class Match:
         return self.state_dict[self.pairs[name]]
 
 
-def find_matches(state_dict: StateDict, names: dict[str, str], target: Target, part: str | None) -> list[Match]:
+def find_matches(
+    state_dict: StateDict, names: dict[str, str], target: Target, part: str | None, *, order: bool = False
+) -> list[Match]:
     """Each promising way to fill the model (or `part` of it) from one state dict, the best fitting first.
 
     Args:
@@ -71,13 +74,19 @@ def find_matches(state_dict: StateDict, names: dict[str, str], target: Target, p
         names: Name to match -> name in the state dict; they differ where the user gave `rename`.
         target: The model.
         part: Dotted name of the module to fill; found if None.
+        order: Whether names are ignored, and tensors are paired in their order.
     """
     if not {n.rpartition(".")[2] for n in names} & {n.rpartition(".")[2] for n in target.slots}:
-        return []
+        return []  # an optimizer's moments, for example
     root = part or ""
     own = {name[len(root) + 1 :] if root else name: name for name in target.under(root)}
     found: dict[object, Match] = {}
-    for edited, family in family_names(names):
+    shapes = {name: state_dict[source].shape for name, source in names.items()}
+    own_shapes = {name: tuple(target.slots[source].shape) for name, source in own.items()}
+    families = [*family_names(names), *numbered_children(names, shapes, own_shapes)]
+    if order:
+        families = by_order(names, shapes, own_shapes)
+    for edited, family in families:
         for view in views(edited, own, Edit(family=family)):
             for strip, add in _prefixes(state_dict, view, target):
                 if part is not None and add:

@@ -1,0 +1,315 @@
+"""The layouts in which checkpoints come today, made by small functions from real models: the path alone loads them."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lit_transfer.weights import WeightsError, load_weights
+
+State = dict[str, Tensor]
+
+
+def resnet(classes: int = 10) -> nn.Module:
+    torch.manual_seed(classes)
+    return torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=classes, width_per_group=64
+    )
+
+
+def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
+    torch.manual_seed(1)
+    return timm.create_model(name, pretrained=False, num_classes=5, **{"depth": 2, "img_size": 32, **options})
+
+
+def body(model: nn.Module) -> State:
+    """The state without the classifier."""
+    return {n: t.clone() for n, t in model.state_dict().items() if not n.startswith(("fc.", "head.", "heads."))}
+
+
+def under(prefix: str, state: State) -> State:
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def noise(state: State) -> State:
+    return {name: torch.rand_like(t) if t.is_floating_point() else t for name, t in state.items()}
+
+
+def projector(name: str) -> State:
+    return under(name, nn.Sequential(nn.Linear(512, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).state_dict())
+
+
+def numbered(model: nn.Module) -> State:
+    """As lightly saves a network: nn.Sequential(*list(model.children())[:-1])."""
+    return nn.Sequential(*list(model.children())[:-1]).state_dict()
+
+
+RESNETS: dict[str, Callable[[nn.Module], Any]] = {
+    "torchvision": lambda m: m.state_dict(),
+    "the imagenet example": lambda m: {
+        "epoch": 9,
+        "arch": "r",
+        "state_dict": under("module", m.state_dict()),
+        "best_acc1": 1.0,
+    },
+    "moco v1": lambda m: {
+        "state_dict": {
+            **under("module.encoder_q", m.state_dict()),
+            **under("module.encoder_k", noise(m.state_dict())),
+            "module.queue": torch.rand(8, 4),
+            "module.queue_ptr": torch.zeros(1, dtype=torch.int64),
+        }
+    },
+    "moco v2": lambda m: {
+        "state_dict": {
+            **under("module.encoder_q", {**body(m), **projector("fc")}),
+            **under("module.encoder_k", {**noise(body(m)), **projector("fc")}),
+        }
+    },
+    "moco v3": lambda m: {
+        "state_dict": {
+            **under("module.base_encoder", {**body(m), **projector("fc")}),
+            **under("module.momentum_encoder", {**noise(body(m)), **projector("fc")}),
+            **projector("module.predictor"),
+        }
+    },
+    "simclr": lambda m: {"state_dict": under("backbone", {**body(m), **projector("fc")})},
+    "byol": lambda m: {
+        **under("online_encoder.net", m.state_dict()),
+        **under("target_encoder.net", noise(m.state_dict())),
+        **projector("online_predictor"),
+    },
+    "swav": lambda m: under(
+        "module", {**body(m), **projector("projection_head"), "prototypes.weight": torch.rand(9, 4)}
+    ),
+    "solo-learn": lambda m: {
+        "state_dict": {
+            **under("backbone", body(m)),
+            **under("momentum_backbone", noise(body(m))),
+            **under("classifier", nn.Linear(512, 3).state_dict()),
+            **projector("projector"),
+        },
+        "optimizer_states": [],
+    },
+    "lightly": lambda m: {"state_dict": {**under("backbone", numbered(m)), **projector("projection_head.layers")}},
+    "lightning": lambda m: {
+        "epoch": 1,
+        "global_step": 3,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": {**under("model", m.state_dict()), "criterion.weight": torch.ones(10)},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "timm ema": lambda m: {"arch": "r", "state_dict": noise(m.state_dict()), "state_dict_ema": m.state_dict()},
+    "yolo": lambda m: {"epoch": -1, "model": resnet(3), "ema": copy.deepcopy(m), "updates": 7},
+    "the tutorials' pair": lambda m: {"model": resnet(10), "model_state_dict": m.state_dict(), "optimizer": {}},
+    "torch.compile": lambda m: under("_orig_mod", m.state_dict()),
+    "compiled in DDP": lambda m: under("module._orig_mod", m.state_dict()),
+    "compiled blocks": lambda m: {
+        re.sub(r"^(layer\d)\.(\d)\.", r"\1.\2._orig_mod.", n): t for n, t in m.state_dict().items()
+    },
+    "AveragedModel": lambda m: torch.optim.swa_utils.AveragedModel(m).state_dict(),
+    "fsdp": lambda m: {
+        "_fsdp_wrapped_module." + re.sub(r"^(layer\d)\.", r"\1._fsdp_wrapped_module.", n): t
+        for n, t in m.state_dict().items()
+    },
+    "checkpointed": lambda m: {
+        re.sub(r"^(layer\d)\.(\d)\.", r"\1.\2._checkpoint_wrapped_module.", n): t for n, t in m.state_dict().items()
+    },
+    "deepspeed": lambda m: {"module": under("_forward_module", m.state_dict())},
+    "a data-parallel part": lambda m: {re.sub(r"^layer3\.", "layer3.module.", n): t for n, t in m.state_dict().items()},
+    "mmcls": lambda m: {"meta": {}, "state_dict": {**under("backbone", body(m)), "head.fc.weight": torch.rand(3, 512)}},
+    "a detector": lambda m: {"model": {**under("backbone.body", body(m)), "roi_heads.box.weight": torch.rand(4, 4)}},
+}
+
+
+@pytest.mark.parametrize("layout", RESNETS)
+def test_resnets(tmp_path: Path, layout: str) -> None:
+    source = resnet()
+    torch.save(RESNETS[layout](source), tmp_path / "f.pth")
+    for model in (resnet(10), resnet(3)):
+        load_weights(model, tmp_path / "f.pth")
+        wanted = body(source)
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in body(model).items())
+
+
+def test_a_numbered_model_is_filled_from_a_named_file() -> None:
+    source = resnet()
+    model = nn.Sequential(*list(resnet(3).children())[:-1])
+    load_weights(model, source.state_dict())
+    assert all(torch.equal(t, numbered(source)[n]) for n, t in model.state_dict().items())
+
+
+def _timm_to_torchvision(name: str) -> str:
+    for pattern, new in (
+        (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+        (r"\.norm([12])\.", r".ln_\1."),
+        (r"attn\.qkv\.(\w+)", r"self_attention.in_proj_\1"),
+        (r"attn\.proj", "self_attention.out_proj"),
+        (r"fc1", "0"),
+        (r"fc2", "3"),
+        (r"^cls_token", "class_token"),
+        (r"^pos_embed", "encoder.pos_embedding"),
+        (r"^patch_embed\.proj", "conv_proj"),
+        (r"^norm\.", "encoder.ln."),
+        (r"^head\.", "heads.head."),
+    ):
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def torchvision_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(32, 16, 2, 3, 192, 768, num_classes=5)
+
+
+VITS: dict[str, Callable[[State], Any]] = {
+    "dino": lambda s: {
+        "student": under("module.backbone", noise(s)) | {"module.head.mlp.0.weight": torch.rand(4, 192)},
+        "teacher": under("backbone", s) | {"head.mlp.0.weight": torch.rand(4, 192)},
+        "epoch": 3,
+        "dino_loss": {"center": torch.rand(1, 8)},
+    },
+    "dinov2": lambda s: {
+        "teacher": under("backbone", s)
+        | under("dino_head", projector("mlp"))
+        | {"backbone.mask_token": torch.rand(1, 192)}
+    },
+    "dinov2 in chunks": lambda s: {re.sub(r"^blocks\.(\d)\.", r"blocks.0.\1.", n): t for n, t in s.items()},
+    "mae": lambda s: {"model": s | {"mask_token": torch.rand(1, 1, 8), "decoder_blocks.0.norm1.weight": torch.rand(8)}},
+    "deit": lambda s: {"model": s},
+    "torchvision": lambda s: {_timm_to_torchvision(n): t for n, t in s.items()},
+    "torchvision of before 2022": lambda s: {
+        _timm_to_torchvision(n).replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): t
+        for n, t in s.items()
+    },
+}
+
+
+@pytest.mark.parametrize("layout", VITS)
+def test_vits(tmp_path: Path, layout: str) -> None:
+    source = vit()
+    torch.save(VITS[layout](body(source)), tmp_path / "f.pth")
+    model = vit()
+    nn.init.zeros_(model.blocks[0].mlp.fc1.weight)
+    load_weights(model, tmp_path / "f.pth")
+    assert all(torch.equal(tensor, body(source)[name]) for name, tensor in body(model).items())
+    other = torchvision_vit()
+    load_weights(other, tmp_path / "f.pth")
+    named = {_timm_to_torchvision(name): tensor for name, tensor in body(source).items()}
+    assert all(torch.equal(tensor, named[name]) for name, tensor in body(other).items())
+
+
+def test_swin_of_its_authors() -> None:
+    source = timm.create_model("swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(3, 6), num_classes=5)
+    state = {}
+    for name, tensor in source.state_dict().items():
+        name = re.sub(r"^layers\.1\.downsample", "layers.0.downsample", name).replace("head.fc.", "head.")
+        state[name] = tensor
+    state["layers.0.blocks.1.attn_mask"] = torch.rand(64, 49, 49)
+    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
+    model = timm.create_model("swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(3, 6), num_classes=5)
+    report = load_weights(model, {"model": state})
+    assert all(torch.equal(t, source.state_dict()[n]) for n, t in model.state_dict().items())
+    assert len(report.unexpected) == 2
+
+
+def test_convnext_of_its_authors() -> None:
+    def make() -> nn.Module:
+        return timm.create_model("convnext_atto", conv_mlp=False, depths=(1, 1, 1, 1), num_classes=5)
+
+    source, model = make(), make()
+    state = {}
+    for name, tensor in source.state_dict().items():
+        for pattern, new in (
+            (r"^stem\.(\d)", r"downsample_layers.0.\1"),
+            (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+            (r"\.blocks\.(\d+)\.", r".\1."),
+            (r"conv_dw", "dwconv"),
+            (r"mlp\.fc([12])", r"pwconv\1"),
+            (r"^head\.norm", "norm"),
+            (r"^head\.fc", "head"),
+        ):
+            name = re.sub(pattern, new, name)
+        state[name] = tensor
+    load_weights(model, {"model": state})
+    assert all(torch.equal(t, source.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_the_visual_tower_of_clip() -> None:
+    source, model = (vit("vit_base_patch32_clip_224", embed_dim=64, num_heads=2) for _ in range(2))
+    state: State = {}
+    for name, tensor in body(source).items():
+        for pattern, new in (
+            (r"^blocks\.", "transformer.resblocks."),
+            (r"^cls_token", "class_embedding"),
+            (r"^pos_embed", "positional_embedding"),
+            (r"^patch_embed\.proj", "conv1"),
+            (r"^norm_pre", "ln_pre"),
+            (r"^norm\.", "ln_post."),
+            (r"\.norm([12])\.", r".ln_\1."),
+            (r"attn\.qkv\.(\w+)", r"attn.in_proj_\1"),
+            (r"attn\.proj", "attn.out_proj"),
+            (r"fc1", "c_fc"),
+            (r"fc2", "c_proj"),
+        ):
+            name = re.sub(pattern, new, name)
+        state[name] = tensor.squeeze() if name in ("class_embedding", "positional_embedding") else tensor
+    text = {"transformer.resblocks.0.ln_1.weight": torch.rand(64), "token_embedding.weight": torch.rand(9, 64)}
+    nn.init.zeros_(model.blocks[0].mlp.fc1.weight)
+    load_weights(
+        model, {**under("visual", state), "visual.proj": torch.rand(64, 32), **text, "logit_scale": torch.tensor(1.0)}
+    )
+    assert all(torch.equal(tensor, body(source)[name]) for name, tensor in body(model).items())
+
+
+def test_densenet_of_torchvisions_own_files() -> None:
+    source, model = (torchvision.models.DenseNet(4, (2, 2), 8, num_classes=5) for _ in range(2))
+    state = {re.sub(r"(denselayer\d\.(?:norm|conv))([12])", r"\1.\2", n): t for n, t in source.state_dict().items()}
+    old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    report = load_weights(model, old)
+    assert torch.equal(
+        model.features.denseblock1.denselayer1.norm1.weight, source.features.denseblock1.denselayer1.norm1.weight
+    )
+    assert "DenseNet" in report.edit
+
+
+def test_files_by_strangers_load_with_the_path_alone(real: Path) -> None:
+    for path in [*real.glob("ckpts/squeezenets/*"), real / "weights/squeezenet1_0_imagenet_frozen_HamzaElhmd.pt"]:
+        expected = torch.load(path, map_location="cpu", weights_only=True)
+        for model in (*(torchvision.models.squeezenet1_0(num_classes=n) for n in (2, 4, 7)), _without_classifier()):
+            load_weights(model, path)
+            assert torch.equal(model.features[0].weight, expected["features.0.weight"])
+
+
+def _without_classifier() -> nn.Module:
+    model = torchvision.models.squeezenet1_0()
+    model.classifier = nn.Identity()
+    return model
+
+
+def test_twins_of_strangers_are_equal(real: Path) -> None:
+    class Three(nn.Module):
+        def __init__(self, sizes: list[int]) -> None:
+            super().__init__()
+            self.linears = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in sizes)
+
+    one, other = (Three([(3, 3)] * 3), Three([(3, 3)] * 3))
+    load_weights(one, real / "ckpts/course/lesson-30_model_in_gpu_0.pkl", head=[])
+    assert load_weights(other, real / "ckpts/course/lesson-30_model_in_multi_gpu.pkl").prefix == "module"
+    assert [layer.weight.shape for layer in one.linears] == [layer.weight.shape for layer in other.linears]
+
+
+def test_a_partial_file_of_a_stranger_loads_with_the_argument_that_the_error_names(real: Path) -> None:
+    model = torchvision.models.resnet18()
+    path = real / "weights/resnet18_partial_from_truncated_5c106cde.pt"
+    with pytest.raises(WeightsError, match="min_coverage=") as caught:
+        load_weights(model, path)
+    named = float(str(caught.value).split("min_coverage=")[1].split(" ")[0])
+    assert len(load_weights(model, path, min_coverage=named).loaded) == 16
