@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from lit_transfer.weights._adapt import adaptation
+from lit_transfer.weights._adapt import adaptation, class_rows, rows_by_class
 from lit_transfer.weights._checkpoint import Checkpoint
-from lit_transfer.weights._head import find_head, is_cut_head
+from lit_transfer.weights._head import find_head, is_cut_head, last_output
 from lit_transfer.weights._match import Match
 from lit_transfer.weights._patterns import chosen
 from lit_transfer.weights._plan import Entry, Plan
@@ -18,6 +18,8 @@ from lit_transfer.weights._report import few
 from lit_transfer.weights._target import is_counter, is_under_any
 
 OnMismatch: TypeAlias = Literal["adapt", "skip", "error"]
+# Buffers that follow from the window or the picture's size, in Swin and CLIP.
+_DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Wishes:
     exclude: tuple[str, ...] = ()
     on_mismatch: OnMismatch = "adapt"
     min_coverage: float = 1.0
+    classes: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # the file's, the model's
 
     def wants(self, name: str) -> bool:
         """Whether a tensor of that name is to be filled."""
@@ -38,6 +41,9 @@ class Wishes:
 def draft_plan(checkpoint: Checkpoint, match: Match, wishes: Wishes) -> Plan:
     """The plan that a match gives, with its problems."""
     head = find_head(match, wishes.head)
+    output = last_output(match) if wishes.classes else None
+    if output is not None and wishes.classes and wishes.classes[0] != wishes.classes[1]:
+        head = tuple(dict.fromkeys([*head, output]))
     entries = _tied(match, [_entry(match, name, head, wishes) for name in match.slots])
     stray = [name for name in match.leftover if wishes.wants(name) and not _has_leave(match, name, head)]
     coverage, accepted = _coverage(entries, head)
@@ -72,24 +78,45 @@ def _entry(match: Match, name: str, head: tuple[str, ...], wishes: Wishes) -> En
     reason = "" if tensor.dtype == match.slots[name].dtype else _dtypes(tensor.dtype, match.slots[name].dtype)
     entry = Entry(name, ours, "load", match.pairs[name], tensor.shape, tensor.nbytes, reason, tensor)
     clash = _dtype_clash(tensor.dtype, match.slots[name].dtype)
+    if not clash and is_under_any(name, head) and _classes_differ(wishes, tensor.shape, ours):
+        return _chosen_rows(entry, wishes)
     return _other(match, entry, head, wishes, clash) if clash or tensor.shape != ours else entry
+
+
+def _classes_differ(wishes: Wishes, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether the rows of both sides have names, and other ones."""
+    if wishes.classes is None or not theirs or not ours or theirs[1:] != ours[1:]:
+        return False
+    return wishes.classes[0] != wishes.classes[1] and (theirs[0], ours[0]) == tuple(map(len, wishes.classes))
+
+
+def _chosen_rows(entry: Entry, wishes: Wishes) -> Entry:
+    theirs, ours = wishes.classes or ((), ())
+    rows = rows_by_class(theirs, ours)
+    if rows is None:
+        lost = [name for name in ours if name not in theirs]
+        return replace(entry, action="fresh", reason=f"head, the file does not know the classes {few(lost)}")
+    change = class_rows(rows)
+    return replace(entry, action="adapt", reason=change.reason, change=change)
 
 
 def _other(match: Match, entry: Entry, head: tuple[str, ...], wishes: Wishes, clash: str) -> Entry:
     """The entry for a tensor of another shape or kind."""
     theirs = entry.source_shape or ()
     shapes = clash or f"{_shape(theirs)} in the file, {_shape(entry.shape)} in the model"
-    if is_under_any(entry.name, head) and (wishes.on_mismatch != "error" or wishes.head is not None):
-        return replace(entry, action="fresh", reason=f"head, {shapes}")
-    if wishes.on_mismatch == "skip":
-        return replace(entry, action="skip", reason=shapes)
     change = None
     if wishes.on_mismatch == "adapt" and not clash:
         first = entry.name == _first_convolution(match)
-        change = adaptation(match.target.owner(entry.name), theirs, entry.shape, first=first)
-    if change is None:
-        return replace(entry, action="missing", reason=shapes)
-    return replace(entry, action="adapt", reason=change.reason, change=change)
+        change = adaptation(entry.name, match.target.owner(entry.name), theirs, entry.shape, first=first)
+    if change is not None:
+        return replace(entry, action="adapt", reason=change.reason, change=change)
+    if is_under_any(entry.name, head) and (wishes.on_mismatch != "error" or wishes.head is not None):
+        return replace(entry, action="fresh", reason=f"head, {shapes}")
+    if not isinstance(match.slots[entry.name], nn.Parameter) and entry.name.endswith(_DERIVED):
+        return replace(entry, action="keep", reason=f"{shapes}; the model computes it from its own size")
+    if wishes.on_mismatch == "skip":
+        return replace(entry, action="skip", reason=shapes)
+    return replace(entry, action="missing", reason=shapes)
 
 
 def _first_convolution(match: Match) -> str | None:

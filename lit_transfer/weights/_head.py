@@ -29,7 +29,7 @@ def find_head(match: Match, head: Sequence[str] | None) -> tuple[str, ...]:
         for name in head:
             require_module(match.target, name, "head")
         return tuple(head)
-    last = _last_output(match)
+    last = last_output(match)
     if last is None:
         return ()
     if f"{last}.weight" not in match.pairs:
@@ -69,7 +69,8 @@ def _is_empty(module: nn.Module) -> bool:
     return all(isinstance(leaf, nn.Identity | nn.Dropout | nn.Flatten) for leaf in leaves)
 
 
-def _last_output(match: Match) -> str | None:
+def last_output(match: Match) -> str | None:
+    """The last module with parameters, if it is a Linear or a 1x1 convolution."""
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in match.slots if not is_counter(name)))
     for owner in reversed(owners):
         module = match.target.modules[owner]

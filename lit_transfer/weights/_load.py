@@ -9,6 +9,7 @@ from torch import nn
 
 from lit_transfer.weights._checkpoint import Checkpoint, Source, open_checkpoint
 from lit_transfer.weights._choose import Candidate, Prefer, choose, has_key
+from lit_transfer.weights._classes import classes_of_file, classes_of_model
 from lit_transfer.weights._draft import OnMismatch, Wishes, draft_plan
 from lit_transfer.weights._edits import Edit
 from lit_transfer.weights._errors import WeightsError
@@ -36,6 +37,7 @@ def load_weights(
     min_coverage: float = 1.0,
     prefer: Prefer = "ema",
     match: MatchBy = "name",
+    class_names: Sequence[str] | None = None,
 ) -> LoadReport:
     """Load weights from any checkpoint into any model, all or nothing; nothing in the file is run.
 
@@ -59,6 +61,8 @@ def load_weights(
         prefer: Which copy to take where a file holds several: "ema" the averaged one, "plain" the trained one.
         match: "name" pairs tensors by name; "order" pairs them in their order, where names differ throughout but the
             shapes are the same from the first to the last.
+        class_names: The model's classes in order. Where the file names its own, the classifier's rows are chosen by
+            name, and the head stays fresh if one is not there. Default: the model's attribute `class_names`.
 
     Returns:
         What was loaded, renamed, adapted, left and why; print it.
@@ -80,6 +84,7 @@ def load_weights(
         min_coverage=min_coverage,
         prefer=prefer,
         match=match,
+        class_names=class_names,
     )
     return plan.apply(model)
 
@@ -98,6 +103,7 @@ def plan_weights(
     min_coverage: float = 1.0,
     prefer: Prefer = "ema",
     match: MatchBy = "name",
+    class_names: Sequence[str] | None = None,
 ) -> Plan:
     """What load_weights would do, as a value; no tensor is read and the model is not changed.
 
@@ -114,6 +120,7 @@ def plan_weights(
         min_coverage: See load_weights.
         prefer: See load_weights.
         match: See load_weights.
+        class_names: See load_weights.
 
     Returns:
         The plan. If it is not complete, `plan.problems` says why, and `plan.apply` raises.
@@ -131,6 +138,9 @@ def plan_weights(
         require_module(slots, target, "target")
     matches = _all_matches(checkpoint, slots, target, rename or {}, match == "order")
     matches = _with_key(checkpoint, matches, key)
+    theirs, ours = classes_of_file(checkpoint), tuple(class_names) if class_names else classes_of_model(model)
+    if theirs and ours:
+        wishes = replace(wishes, classes=(theirs, ours))
     candidates = [(found, draft_plan(checkpoint, found, wishes)) for found in matches]
     plan, note = choose(candidates, prefer)
     _require_patterns(candidates, wishes)
