@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
+from lit_transfer._selection import stages_again
 from lit_transfer.audit import audit, check_trainability, checksums, some, table
 from lit_transfer.callbacks._reducer import note_reducer, uncovered
 from lit_transfer.stages import Stage, stages_of
@@ -17,8 +18,9 @@ __all__ = ["TrainabilityAudit"]
 class TrainabilityAudit(Callback):
     """Prints a table of the stages, logs their rates, and raises for training that cannot be meant.
 
-    It looks in `on_before_backward`, since by then every callback and module has had its say about what trains in
-    this step, and nothing has been reduced or moved yet. It works with any way of freezing.
+    It looks in `on_before_optimizer_step`: by then every callback and module has had its say about what trains in
+    this step, and nothing has moved yet; earlier, between forward and backward, FSDP2 puts other parameters in place of
+    those that the optimizer knows. It works with any way of freezing.
     """
 
     def __init__(self, *, check_ranks: bool = False) -> None:
@@ -32,17 +34,27 @@ class TrainabilityAudit(Callback):
         self._stages: tuple[Stage, ...] = ()
         self._seen: frozenset[str] | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the stages while the module can be run without memory: before a strategy shards it."""
+        if stage == "fit" and list(pl_module.parameters()):
+            self._stages = stages_of(pl_module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what DDP's reducer covers."""
         note_reducer(trainer)
-        self._stages, self._seen = stages_of(pl_module), None
+        self._stages, self._seen = stages_again(pl_module, self._stages), None
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Check and tell where what trains is not what it was."""
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Check and tell where what trains is not what it was, and log the rates."""
         trains = frozenset(name for name, p in pl_module.named_parameters() if p.requires_grad)
-        if trains == self._seen:
-            return
-        self._seen = trains
+        if trains != self._seen:
+            self._seen = trains
+            self._check(trainer, pl_module)
+            rows = table(audit(pl_module, trainer.optimizers, stages=self._stages))
+            rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}")
+        self._log(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_trainability(pl_module, trainer.optimizers)
         missed = uncovered(trainer)
         if missed:
@@ -51,19 +63,16 @@ class TrainabilityAudit(Callback):
                 "FinetuningSchedule unfreeze, which rebuilds the reducer (pytorch-lightning#20340)."
             )
         self._compare_ranks(trainer, pl_module)
-        rows = table(audit(pl_module, trainer.optimizers, stages=self._stages))
-        rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}")
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rate of each stage, 0 where it is frozen, with a phase's own factors."""
         settings: Any = trainer  # Lightning does not annotate what its connectors set
         if not trainer.loggers or trainer.global_step % settings.log_every_n_steps:
             return
         factors = next((c.factors(trainer) for c in settings.callbacks if hasattr(c, "factors")), None) or {}
-        rows = audit(pl_module, trainer.optimizers, stages=self._stages)
         rates = {
             f"lr/{row.stage}": max(row.lr, default=0.0) * factors.get(row.stage, 1.0) if row.trainable else 0.0
-            for row in rows
+            for row in audit(pl_module, trainer.optimizers, stages=self._stages)
         }
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)
@@ -73,7 +82,7 @@ class TrainabilityAudit(Callback):
         self._compare_ranks(trainer, pl_module)
 
     def _compare_ranks(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.check_ranks or trainer.world_size == 1:
+        if not self.check_ranks or trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):
             return
         sums = trainer.strategy.all_gather(checksums(pl_module))
         apart = torch.nonzero((sums != sums[0]).any(0)).flatten().tolist()

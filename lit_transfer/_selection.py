@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from lit_transfer.stages import Stage, stages_of
 
-__all__ = ["is_norm", "select", "select_each"]
+__all__ = ["is_norm", "select", "select_each", "stages_again", "unwrapped"]
 
 _STAGE_WORDS = re.compile(r"stem|stage\d+|head|backbone")  # words for which a module is traced
 
@@ -19,6 +20,19 @@ _STAGE_WORDS = re.compile(r"stem|stage\d+|head|backbone")  # words for which a m
 def is_norm(module: nn.Module) -> bool:
     """True for layers that normalise: torch's own, their subclasses, and any class named so (RMSNorm, LayerNorm2d)."""
     return isinstance(module, nn.modules.batchnorm._NormBase) or "norm" in type(module).__name__.lower()
+
+
+def stages_again(module: nn.Module, known: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Return the stages known from before if they still hold each parameter, else trace.
+
+    Modules that torch.compile, checkpointing or FSDP put around others change names: the stages follow them. A module
+    that FSDP has sharded in the meantime cannot be run without memory, and need not be.
+    """
+    now = {unwrapped(name): name for name, _ in module.named_parameters()}
+    held = {unwrapped(name) for stage in known for name in stage.parameters}
+    if not known or held != set(now):
+        return stages_of(module)
+    return tuple(replace(stage, parameters=tuple(now[unwrapped(name)] for name in stage.parameters)) for stage in known)
 
 
 def select(module: nn.Module, what: str | Iterable[str], *, stages: Sequence[Stage] | None = None) -> tuple[str, ...]:
@@ -56,7 +70,7 @@ def select_each(
         if named:
             groups += named
             continue
-        names = {first[alias] for alias in aliases if _matches(word, alias) or _matches(word, _unwrapped(alias))}
+        names = {first[alias] for alias in aliases if _matches(word, alias) or _matches(word, unwrapped(alias))}
         if not names:
             raise ValueError(_nothing(module, word, stages or ()))
         groups.append(tuple(name for name, _ in module.named_parameters() if name in names))
@@ -75,7 +89,7 @@ def _stage_groups(word: str, stages: Sequence[Stage]) -> list[tuple[str, ...]]:
     return [stage.parameters for stage in stages if stage.name == word]
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
     """The name as it was before torch.compile, activation checkpointing or FSDP put a module around another."""
     wrappers = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
     return ".".join(part for part in name.split(".") if part not in wrappers)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from lit_transfer._selection import is_norm, select
-from lit_transfer.stages import Stage, stages_of
+from lit_transfer._selection import is_norm, select, stages_again
+from lit_transfer.stages import Stage
 
 __all__ = ["param_groups"]
 
@@ -49,7 +49,7 @@ def param_groups(
         head_lr: Learning rate of the head, instead of `lr`.
         no_decay: Further words for parameters without decay: stages, modules, shell patterns such as `"*.gamma"`,
             or regular expressions after `re:`.
-        stages: The stages of `module`; traced if not given.
+        stages: The stages of `module`; traced if not given, which needs a module that no strategy has sharded yet.
 
     Returns:
         Groups from the stem to the head, with the keys `name` (`"stage4.decay"`, `"stage4.no_decay"`), `stage`,
@@ -62,7 +62,10 @@ def param_groups(
     _check(lr=lr, weight_decay=weight_decay, head_lr=head_lr)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}.")
-    stages = stages_of(module) if stages is None else stages
+    # A module's own stages are named as it was before a strategy wrapped its parts.
+    known = getattr(module, "stages", ()) if stages is None else stages
+    own = isinstance(known, (tuple, list)) and all(isinstance(stage, Stage) for stage in known)
+    stages = stages_again(module, tuple(known) if own else ())
     plain = set(_without_decay(module)) | set(select(module, no_decay, stages=stages))
     rates = _rates(stages, lr, layer_decay, head_lr)
     named = dict(module.named_parameters())

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_transfer._selection import select
+from lit_transfer._selection import select, stages_again
 from lit_transfer.freezing import held_names, release_replaced, train_only, unfreeze
 from lit_transfer.schedule._phases import Phase, Planned
 from lit_transfer.schedule._presets import Preset, PresetName, check_schedule, plan_schedule
@@ -51,7 +51,7 @@ class RunningSchedule:
 
     def prepare(self, module: nn.Module, progress: Progress) -> None:
         """Freeze what exists before the module is complete; words that mean nothing yet are passed over."""
-        stages = stages_of(module)
+        stages = self.stages = stages_of(module)
         names = [stage.name for stage in stages]
         planned = plan_schedule(self.phases, names if "head" in names else [*names, "head"])
         words = []
@@ -79,7 +79,7 @@ class RunningSchedule:
             ValueError: A word matches nothing, or a phase does not fit the module.
         """
         release_replaced(module, self._held)
-        self.stages = stages_of(module)
+        self.stages = stages_again(module, self.stages)
         self.planned = plan_schedule(self.phases, [stage.name for stage in self.stages])
         if self.phases in ("from_scratch", {"preset": "from_scratch"}):
             _refuse_weights(module)

@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 from foreign_module import Foreign, batch, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.fsdp import fully_shard
 
 from lit_transfer import freeze, unfreeze
 from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
+from lit_transfer.stages import stages_of
 
 PHASES: list[Any] = [
     {"train": "head"},
@@ -149,6 +151,29 @@ class Unwatched(TrainabilityAudit):
         vars(trainer.strategy.model).pop("_lit_transfer_covered")
 
 
+class Sharded(Foreign):
+    """Shards itself as the users of ModelParallelStrategy do (FSDP2); `stages` are found before."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda groups: torch.optim.SGD(groups, momentum=0.9, foreach=False), dropout=0.0)
+        for unit in self.encoder:
+            unit[1] = torch.nn.Identity()
+        self.stages = stages_of(self)
+
+    def configure_model(self) -> None:
+        for part in (*self.encoder, self.encoder, self.classifier):
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+
+def sharded() -> dict[str, Any]:
+    module = Sharded().double()
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+    callbacks = FinetuningSchedule(PHASES), TrainabilityAudit(check_ranks=True)
+    made = trainer(*callbacks, devices=2, strategy=strategy, num_sanity_val_steps=0, max_epochs=4)
+    made.fit(module, Share(int(os.environ.get("LOCAL_RANK", 0)), 2))
+    return {"values": torch.cat([p.full_tensor().detach().flatten() for p in module.parameters()]).tolist()}
+
+
 def single() -> dict[str, Any]:
     """The same steps in one process, on the global batches."""
     module = build()
@@ -163,6 +188,7 @@ if __name__ == "__main__":
     folder = sys.argv[1]
     answers = {case: fit(case, folder) for case in CASES}
     answers |= {f"resumed {step}": fit("plain", folder, f"{folder}/{step}.ckpt") for step in (6, 11)}
+    answers["sharded"] = sharded()
     answers["drift"] = refused(Unwatched(check_ranks=True))
     answers["uncovered"] = refused(TrainabilityAudit())
     if os.environ.get("LOCAL_RANK", "0") == "0":

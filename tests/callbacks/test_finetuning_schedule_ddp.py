@@ -43,6 +43,10 @@ def test_two_processes_end_where_one_does_with_the_same_global_batch(answers: An
     assert furthest(answers["plain"], answers["single"]) <= 1e-10
 
 
+def test_a_module_that_is_sharded_by_fsdp2_ends_where_one_process_does(answers: Answers) -> None:
+    assert furthest(answers["sharded"], answers["single"]) <= 1e-10
+
+
 @pytest.mark.parametrize("step", [6, 11])
 def test_ranks_agree_after_a_resume_past_a_change_and_end_where_the_whole_run_does(step: int, answers: Answers) -> None:
     assert set(answers[f"resumed {step}"]["apart"]) == {0.0}
