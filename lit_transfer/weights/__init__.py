@@ -1,7 +1,9 @@
 """Weights from any file into any model: read safely, matched by search, all or nothing, told."""
 
 from lit_transfer.weights._checkpoint import Checkpoint, Source, open_checkpoint
+from lit_transfer.weights._describe import describe, diff_checkpoints
 from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._layouts import StateDict
 from lit_transfer.weights._load import load_weights, plan_weights
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import LoadReport
@@ -13,7 +15,10 @@ __all__ = [
     "LoadReport",
     "Plan",
     "Source",
+    "StateDict",
     "WeightsError",
+    "describe",
+    "diff_checkpoints",
     "load_weights",
     "open_checkpoint",
     "plan_weights",

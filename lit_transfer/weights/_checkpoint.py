@@ -54,6 +54,13 @@ class Checkpoint:
         return find_state_dicts(self.content.root)
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """Text that save_weights or safetensors keeps beside the tensors."""
+        attributes = self.root.attributes if isinstance(self.root, InertDict) else {}
+        about = attributes.get("_about", attributes)
+        return {k: v for k, v in about.items() if isinstance(k, str) and isinstance(v, str)} if about else {}
+
+    @property
     def foreign_globals(self) -> tuple[str, ...]:
         """Classes and functions that a full unpickler would have imported, and could have called."""
         return tuple(sorted(name for name in self.content.globals if not is_harmless(name)))

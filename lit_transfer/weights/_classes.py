@@ -7,20 +7,19 @@ from typing import Any
 from torch import nn
 
 from lit_transfer.weights._checkpoint import Checkpoint
-from lit_transfer.weights._stand_ins import InertDict, StandIn
+from lit_transfer.weights._stand_ins import StandIn
 
 _KEYS = ("class_names", "classes", "class_to_idx")
 _PLACES = ("hyper_parameters", "meta", "config", "args")
 
 
 def classes_of_file(checkpoint: Checkpoint) -> tuple[str, ...] | None:
-    """The class names in a checkpoint: at the top, in its hyperparameters, or in the metadata of safetensors."""
+    """The class names in a checkpoint: at the top, in its hyperparameters, or in its metadata."""
     root = checkpoint.root
     if not isinstance(root, dict):
         return None
     places = [root, *(_mapping(root.get(place)) for place in _PLACES)]
-    if isinstance(root, InertDict):
-        places.append({key: _parsed(value) for key, value in root.attributes.items() if key in _KEYS})
+    places.append({key: _parsed(value) for key, value in checkpoint.metadata.items() if key in _KEYS})
     return next((names for place in places for key in _KEYS if (names := _names(place.get(key)))), None)
 
 

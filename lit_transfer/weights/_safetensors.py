@@ -49,6 +49,9 @@ def read_safetensors(file: SourceFile) -> Content:
         root.attributes.update({key: value for key, value in metadata.items() if isinstance(value, str)})
     for name, entry in header.items():
         root[name] = _tensor(name, entry, file, 8 + length)
+    # Tied tensors, as safetensors' save_model writes them: name -> the name that was kept.
+    tied = {name: kept for name, kept in root.attributes.items() if name not in header and kept in header}
+    root.update({name: root[kept] for name, kept in tied.items()})
     return Content(root, "safetensors", file)
 
 

@@ -1,7 +1,7 @@
 """Writing weights: safetensors or a torch file, whole or not at all."""
 
 import os
-import tempfile
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._layouts import StateDict
+from lit_transfer.weights._lazy import FileTensor, MemoryTensor
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+ABOUT = "_about"  # attribute of a state dict in a torch file that holds the metadata; torch ignores it
 
 
 def save_weights(
@@ -24,34 +29,38 @@ def save_weights(
 ) -> Path:
     """Write weights to a file that is complete or absent: a temporary file beside it, flushed, then renamed.
 
+    What is written is a plain state dict, which torch, torchvision and timm load. Tied tensors are stored once, a view
+    is stored without the rest of its storage, and the modules' versions (`_metadata`) are kept in torch files.
+
     Args:
-        model_or_state_dict: A module, or names and tensors.
+        model_or_state_dict: A module; names and tensors; or a state dict of an opened checkpoint.
         path: Where to; `.safetensors` gives safetensors, `.pth`, `.pt`, `.bin` or `.ckpt` a torch file.
         prefix: Dotted name to put in front of every name, for example "module".
-        strip: Dotted name to take away from the front of every name.
+        strip: Dotted name to take away from the front of every name, for example "module" or "module.module".
         dtype: Floating-point tensors are cast to it.
-        metadata: Text to keep beside the tensors (safetensors only).
+        metadata: Text to keep beside the tensors, for example class names as JSON, or where the weights come from.
 
     Returns:
         The path.
 
     Raises:
-        WeightsError: A name lacks the prefix to strip, or two names become one.
+        WeightsError: A name lacks the prefix to strip, or a tensor has no values.
         ValueError: The suffix is none of these.
     """
     path = Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
-        raise ValueError(f"save_weights writes .safetensors or .pth, got {path.name!r}")
+    if path.suffix != ".safetensors" and path.suffix not in TORCH_SUFFIXES:
+        raise ValueError(f"save_weights writes .safetensors or {', '.join(TORCH_SUFFIXES)}, got {path.name!r}")
     state = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
-    tensors = _edited(state, prefix, strip)
-    if dtype is not None:
-        tensors = OrderedDict((n, t.to(dtype) if t.is_floating_point() else t) for n, t in tensors.items())
-    versions = _edited_metadata(getattr(state, "_metadata", {}), prefix, strip)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    if not state:
+        raise WeightsError("there is no tensor to save")
+    tensors = _compact({_edited(name, prefix, strip): value for name, value in state.items()}, dtype)
+    versions = state.metadata if isinstance(state, StateDict) else getattr(state, "_metadata", {})
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        _write(tensors, versions, temporary, path.suffix, metadata)
+        if path.suffix == ".safetensors":
+            _write_safetensors(tensors, temporary, metadata or {})
+        else:
+            _write_torch(tensors, temporary, _edited_versions(versions, prefix, strip), metadata or {})
         _flush(temporary)
         temporary.replace(path)
     finally:
@@ -59,42 +68,63 @@ def save_weights(
     return path
 
 
-def _edited(state: Mapping[str, Any], prefix: str | None, strip: str | None) -> "OrderedDict[str, Tensor]":
-    edited: OrderedDict[str, Tensor] = OrderedDict()
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            continue
-        if strip is not None and not name.startswith(strip + "."):
-            raise WeightsError(f"strip={strip!r}: {name} does not begin with it")
-        new = name[len(strip) + 1 :] if strip is not None else name
-        edited[f"{prefix}.{new}" if prefix else new] = tensor.detach().cpu()
-    return edited
+def _edited(name: str, prefix: str | None, strip: str | None) -> str:
+    if strip is not None and not name.startswith(strip + "."):
+        raise WeightsError(f"strip={strip!r}: {name!r} does not begin with `{strip}.`")
+    inside = name[len(strip) + 1 :] if strip is not None else name
+    return f"{prefix}.{inside}" if prefix else inside
 
 
-def _edited_metadata(known: Mapping[str, Any], prefix: str | None, strip: str | None) -> "OrderedDict[str, Any]":
+def _edited_versions(known: Mapping[str, Any], prefix: str | None, strip: str | None) -> "OrderedDict[str, Any]":
+    """The modules' versions under their new names; the modules that were stripped away have none."""
     edited: OrderedDict[str, Any] = OrderedDict()
     for name, entry in known.items():
-        if strip is not None and name != strip and not name.startswith(strip + "."):
-            continue
-        new = name[len(strip) + 1 :] if strip is not None else name
-        edited[".".join(part for part in (prefix or "", new) if part)] = entry
+        if strip is None or name == strip or name.startswith(strip + "."):
+            inside = name[len(strip) + 1 :] if strip is not None else name
+            edited[".".join(part for part in (prefix, inside) if part)] = entry
     return edited
 
 
-def _write(
-    tensors: "OrderedDict[str, Tensor]",
-    versions: "OrderedDict[str, Any]",
-    path: Path,
-    suffix: str,
-    metadata: Mapping[str, str] | None,
-) -> None:
-    if suffix == ".safetensors":
-        from safetensors.torch import save_file
+def _compact(state: Mapping[str, Any], dtype: torch.dtype | None) -> "OrderedDict[str, Tensor]":
+    """Tensors on the CPU, cast, without the rest of their storage; equal places give the same object."""
+    made: dict[object, Tensor] = {}
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    for name, value in state.items():
+        lazy = MemoryTensor(value) if isinstance(value, Tensor) else value
+        if not isinstance(lazy, FileTensor | MemoryTensor):
+            continue  # a module's extra state is no tensor
+        if isinstance(lazy, MemoryTensor) and lazy.tensor.is_meta:
+            raise WeightsError(f"{name} is on the meta device: it has no values to save")
+        if lazy.place() not in made:
+            tensor = lazy.read("cpu")
+            tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+            whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+            made[lazy.place()] = tensor if whole else tensor.contiguous().clone()
+        tensors[name] = made[lazy.place()]
+    return tensors
 
-        save_file({n: t.clone().contiguous() for n, t in tensors.items()}, path, {"format": "pt", **(metadata or {})})
-        return
+
+def _write_safetensors(tensors: "OrderedDict[str, Tensor]", path: Path, metadata: Mapping[str, str]) -> None:
+    """Tied names are written as metadata (name -> the name that was kept), as safetensors' own save_model does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    kept: dict[int, str] = {}
+    tied = {name: kept[id(tensor)] for name, tensor in tensors.items() if kept.setdefault(id(tensor), name) != name}
+    unique = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    try:
+        save_file(unique, path, {"format": "pt", **tied, **metadata})
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"safetensors cannot hold these tensors ({error}); write a .pth file") from error
+
+
+def _write_torch(
+    tensors: "OrderedDict[str, Tensor]", path: Path, versions: Mapping[str, Any], metadata: Mapping[str, str]
+) -> None:
     if versions:
         tensors._metadata = versions  # type: ignore[attr-defined]  # where torch keeps the modules' versions
+    if metadata:
+        setattr(tensors, ABOUT, dict(metadata))
     torch.save(tensors, path)
 
 
