@@ -4,12 +4,16 @@ import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 from foreign_module import Batches, Foreign, batch, trainer, val_loader
-from lightning.pytorch import Callback, LightningModule, Trainer
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_transfer import frozen_names
 from lit_transfer.callbacks import FinetuningSchedule
+from lit_transfer.modules import ImageClassifier
 
 
 class Record(Callback):
@@ -154,3 +158,90 @@ def test_other_code_that_wakes_the_frozen_part_is_put_right_at_the_next_epoch() 
     record = Record()
     fit(Foreign(), FinetuningSchedule("linear_probe"), Waker(), record)
     assert {tuple(parts) for parts in record.trained.values()} == {("classifier",)}
+
+
+def test_phases_come_from_yaml_and_a_misspelt_key_is_refused_by_name() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FinetuningSchedule, "schedule")
+    phases = [{"train": ["head"]}, {"at": {"epoch": 1}, "when": {"plateau": "val_loss"}, "train": "all", "warmup": 2}]
+    for given in (phases, "gradual", {"preset": "freeze_first_k", "k": 2}):
+        config = parser.parse_object({"schedule": {"phases": given}})
+        assert config.schedule.phases == given
+        FinetuningSchedule(config.schedule.phases)
+    for wrong in (
+        [{"tran": ["head"]}],
+        [{"train": "all", "at": {"epok": 1}}],
+        {"preset": "gradual", "evry": {"epoch": 1}},
+    ):
+        with pytest.raises(ArgumentError, match=r"tran|epok|evry"):
+            parser.parse_object({"schedule": {"phases": wrong}})
+
+
+def test_a_timm_model_inside_a_users_module_is_scheduled_by_its_stages() -> None:
+    class WithTimm(Foreign):
+        def __init__(self) -> None:
+            super().__init__()
+            self.example_input_array = torch.zeros(2, 3, 32, 32)
+            self.encoder = timm.create_model("resnet10t", num_classes=0)
+            self.classifier = torch.nn.Linear(self.encoder.num_features, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.encoder(x))
+
+    module = WithTimm()
+    before = copy.deepcopy(module.state_dict())
+    fit(module, FinetuningSchedule([{"train": "head"}, {"at": {"epoch": 1}, "top": 1}]), max_epochs=2)
+    moved = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert {name.split(".")[0] if name.startswith("classifier") else name[:14] for name in moved} == {
+        "classifier",
+        "encoder.layer4",
+    }
+
+
+def test_modules_that_are_replaced_after_setup_are_frozen_as_well() -> None:
+    class Converts(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(pl_module)
+
+    module = Foreign()
+    before = copy.deepcopy(module.encoder[0].state_dict())
+    phases = [{"train": "head"}, {"at": {"epoch": 1}, "train": ["head", "encoder.1.1"]}]
+    schedule = FinetuningSchedule(phases)
+    made = trainer(Converts(), schedule, max_epochs=1)
+    with pytest.warns(UserWarning, match="Phase 2 is never reached"):
+        made.fit(module, Batches(), val_loader())
+    assert isinstance(module.encoder[0][1], torch.nn.SyncBatchNorm)
+    assert all(torch.equal(value, before[name]) for name, value in module.encoder[0].state_dict().items())
+    schedule._run.apply(module, 1)
+    assert module.encoder[1][1].weight.requires_grad
+
+
+def test_from_scratch_refuses_weights() -> None:
+    class Loaded(Foreign):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = torch.nn.Linear(1, 1)
+            self.backbone.weights = "IMAGENET1K_V1"
+
+    with pytest.raises(ValueError, match="weights=None"):
+        fit(Loaded(), FinetuningSchedule("from_scratch"))
+
+
+def test_a_transfer_module_whose_head_waits_for_the_data_is_scheduled() -> None:
+    class Classes(LightningDataModule):
+        class_names = ("a", "b", "c")
+        num_classes = 3
+        class_counts = (1, 1, 1)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(torch.randn(6, 3, 64, 64), torch.arange(6) % 3), 3)
+
+        val_dataloader = train_dataloader
+
+    module = ImageClassifier("squeezenet1_1", weights=None, input_size=64)
+    made = trainer(FinetuningSchedule([{"train": "head"}, {"at": {"step": 1}, "top": 1}]), max_epochs=1)
+    made.fit(module, datamodule=Classes())
+    assert {name.split(".")[0] for name in frozen_names(module)} == {"backbone"}
+    assert all(p.requires_grad for p in module.head.parameters())
+    assert any(p.requires_grad for p in module.backbone.parameters())
