@@ -4,37 +4,40 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import FileTensor, LazyTensor, SourceFile
+from lit_transfer.weights._lazy import FileTensor, LazyTensor, MapLocation, SourceFile
 from lit_transfer.weights._plan import Entry, Plan
-from lit_transfer.weights._report import LoadReport
+from lit_transfer.weights._report import LoadReport, few
 from lit_transfer.weights._target import target_of
 
-_MAX_THREADS = 4  # measured: reading from the page cache gains up to the number of memory channels
+_MAX_THREADS = 4
+_MIN_BYTES_FOR_THREADS = 64 * 2**20
 
 
-def apply_plan(plan: Plan, model: nn.Module) -> LoadReport:
+def apply_plan(plan: Plan, model: nn.Module, map_location: MapLocation = None) -> LoadReport:
     """Fill the model as the plan says; all or nothing. Parameter objects, dtypes and devices stay."""
     plan.check()
     slots = target_of(model).slots
     entries = _once(plan.of("load", "adapt"), slots)
+    direct = [entry for entry in entries if not _needs_value(entry, slots[entry.name])]
+    computed = [entry for entry in entries if _needs_value(entry, slots[entry.name])]
     with ExitStack() as stack, torch.no_grad():
         handles = {file: stack.enter_context(file.open()) for file in _files(entries)}
         for entry in entries:
             _tensor(entry).check(_handle(entry, handles))
-        ready = [
-            (entry, _value(entry, slots[entry.name])) for entry in entries if _needs_value(entry, slots[entry.name])
-        ]
-        direct = [entry for entry in entries if not _needs_value(entry, slots[entry.name])]
+        values = [_value(entry, slots[entry.name], map_location) for entry in computed]
         _read_direct(direct, slots)
-        for entry, value in ready:
+        for entry, value in zip(computed, values, strict=True):
             _put(slots[entry.name], value)
-    return plan.report()
+    report = plan.report()
+    empty = [name for name, slot in slots.items() if slot.is_meta]
+    return replace(report, notes=(*report.notes, f"still on the meta device: {few(empty)}")) if empty else report
 
 
 def _once(entries: Iterable[Entry], slots: dict[str, Tensor]) -> list[Entry]:
@@ -43,6 +46,8 @@ def _once(entries: Iterable[Entry], slots: dict[str, Tensor]) -> list[Entry]:
     for entry in entries:
         if entry.name not in slots or tuple(slots[entry.name].shape) != entry.shape:
             raise WeightsError(f"the plan was made for another model: this one has no {entry.name} of {entry.shape}")
+        if slots[entry.name].layout != torch.strided:
+            raise WeightsError(f"{entry.name} is a {slots[entry.name].layout} tensor: only strided ones are filled")
         wanted.setdefault(id(slots[entry.name]), entry)
     return list(wanted.values())
 
@@ -66,28 +71,29 @@ def _needs_value(entry: Entry, slot: Tensor) -> bool:
     return entry.change is not None or slot.is_meta or not isinstance(entry.tensor, FileTensor)
 
 
-def _value(entry: Entry, slot: Tensor) -> Tensor:
-    value = _tensor(entry).read()
+def _value(entry: Entry, slot: Tensor, map_location: MapLocation) -> Tensor:
+    """The value that a tensor gets. For one on meta it is a new tensor of its dtype, where `map_location` says."""
+    tensor = _tensor(entry)
+    value = tensor.read(map_location) if slot.is_meta else tensor.read()
     if entry.change is not None:
         value = entry.change.run(value)
     if tuple(value.shape) != entry.shape:
         raise WeightsError(f"the adaptation of {entry.name} gave {tuple(value.shape)} instead of {entry.shape}")
-    return value
+    return torch.empty_like(slot, device=value.device).copy_(value) if slot.is_meta else value
 
 
 def _read_direct(entries: list[Entry], slots: dict[str, Tensor]) -> None:
-    """Read into the parameters' own memory, in the order of the file, by several threads where that pays."""
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    """Read into the parameters' own memory: several threads, each a run of the file in its order."""
     total = sum(entry.nbytes for entry in entries)
-    if threads == 1 or total < 64 * 2**20:
+    threads = min(_MAX_THREADS, os.cpu_count() or 1) if total >= _MIN_BYTES_FOR_THREADS else 1
+    if threads == 1:
         _read_share(entries, slots)
         return
     shares: list[list[Entry]] = [[] for _ in range(threads)]
-    filled = [0] * threads
-    for entry in sorted(entries, key=lambda e: -e.nbytes):
-        lightest = filled.index(min(filled))
-        shares[lightest].append(entry)
-        filled[lightest] += entry.nbytes
+    seen = 0
+    for entry in entries:
+        shares[min(seen * threads // total, threads - 1)].append(entry)
+        seen += entry.nbytes
     with ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(_read_share, share, slots) for share in shares]:
             future.result()
@@ -106,7 +112,6 @@ def _put(slot: Tensor, value: Tensor) -> None:
     if not slot.is_meta:
         slot.copy_(value)
         return
-    made = torch.empty_like(slot, device="cpu").copy_(value)
-    if isinstance(slot, nn.Parameter):
-        made = nn.Parameter(made, requires_grad=slot.requires_grad)
-    torch.utils.swap_tensors(slot, made)  # type: ignore[no-untyped-call]  # keeps the object, so that an optimizer and ties stay valid
+    made = nn.Parameter(value, requires_grad=slot.requires_grad) if isinstance(slot, nn.Parameter) else value
+    # Keeps the object, so that an optimizer and ties stay valid.
+    torch.utils.swap_tensors(slot, made)  # type: ignore[no-untyped-call]

@@ -60,6 +60,7 @@ def draft_plan(checkpoint: Checkpoint, match: Match, wishes: Wishes) -> Plan:
         unexpected=(*match.leftover.values(), *match.outside),
         coverage=coverage,
         problems=tuple(problems),
+        notes=tuple(_notes(match, stray)),
         metadata=_metadata(match),
     )
 
@@ -193,6 +194,20 @@ def _outermost(match: Match, stray: list[str]) -> list[str]:
         prefixes = (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
         covering.append(next(p for p in prefixes if p == name or p not in match.target.places))
     return list(dict.fromkeys(covering))
+
+
+def _notes(match: Match, stray: list[str]) -> list[str]:
+    """What of the file is left over by right."""
+    heads = [name for name in match.leftover if is_cut_head(match, name)]
+    others = [name for name in match.leftover if name not in heads and name not in stray and not is_counter(name)]
+    notes = [f"the file's classifier was left out, the model has none: {few(heads)}"] if heads else []
+    if others:
+        notes.append(f"parts of the file that the model does not have: {few(others)}")
+    if match.outside:
+        notes.append(
+            f"{len(match.outside)} tensors of the file lie outside `{match.edit.strip}.`: {few(match.outside)}"
+        )
+    return notes
 
 
 def _metadata(match: Match) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from lit_transfer.weights._classes import classes_of_file, classes_of_model
 from lit_transfer.weights._draft import OnMismatch, Wishes, draft_plan
 from lit_transfer.weights._edits import Edit
 from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._lazy import MapLocation
 from lit_transfer.weights._match import Match, find_matches
 from lit_transfer.weights._patterns import renamed, require_hits, require_rename_hits
 from lit_transfer.weights._plan import Plan
@@ -38,6 +39,7 @@ def load_weights(
     prefer: Prefer = "ema",
     match: MatchBy = "name",
     class_names: Sequence[str] | None = None,
+    map_location: MapLocation = None,
 ) -> LoadReport:
     """Load weights from any checkpoint into any model, all or nothing; nothing in the file is run.
 
@@ -47,7 +49,8 @@ def load_weights(
 
     Args:
         model: The model to fill, with or without a classifier.
-        source: A path, a mapping of names to tensors, or what open_checkpoint returned.
+        source: A path, an `http(s)://` or `hf://` address, a mapping of names to tensors, or what open_checkpoint
+            returned.
         target: Dotted name of the submodule to fill; found if not given.
         key: Which state dict of the file, for example "teacher"; found if not given.
         head: Dotted names of modules that may stay fresh. If not given, the last Linear or 1x1 convolution that the
@@ -63,6 +66,8 @@ def load_weights(
             shapes are the same from the first to the last.
         class_names: The model's classes in order. Where the file names its own, the classifier's rows are chosen by
             name, and the head stays fresh if one is not there. Default: the model's attribute `class_names`.
+        map_location: Where tensors of a model on the meta device are made, in torch's four forms (string, device,
+            dictionary, callable). All other tensors stay on the model's device, whatever device the file names.
 
     Returns:
         What was loaded, renamed, adapted, left and why; print it.
@@ -86,7 +91,7 @@ def load_weights(
         match=match,
         class_names=class_names,
     )
-    return plan.apply(model)
+    return plan.apply(model, map_location=map_location)
 
 
 def plan_weights(

@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_transfer.weights._adapt import Adaptation
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import LazyTensor
+from lit_transfer.weights._lazy import LazyTensor, MapLocation
 from lit_transfer.weights._report import LoadReport
 
 Action: TypeAlias = Literal["load", "adapt", "fresh", "keep", "skip", "missing"]
@@ -96,11 +96,15 @@ class Plan:
         if self.problems:
             raise WeightsError(f"{self.source} does not fit: " + "; ".join(self.problems))
 
-    def apply(self, model: nn.Module) -> LoadReport:
+    def apply(self, model: nn.Module, *, map_location: MapLocation = None) -> LoadReport:
         """Fill the model, all or nothing.
+
+        Everything that can be known beforehand is checked, and everything that is computed is computed, before the
+        first value changes. Only a disk that fails in the middle of a read can leave a model half filled.
 
         Args:
             model: The model that the plan was made for, or one with tensors of the same names and shapes.
+            map_location: Where tensors on the meta device are made; all others stay on their device.
 
         Raises:
             WeightsError: The plan is not complete, the model is another, or the file has changed; the model is
@@ -108,7 +112,7 @@ class Plan:
         """
         from lit_transfer.weights._apply import apply_plan
 
-        return apply_plan(self, model)
+        return apply_plan(self, model, map_location)
 
     def of(self, *actions: Action) -> tuple[Entry, ...]:
         """The entries with one of the actions."""

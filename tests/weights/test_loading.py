@@ -255,6 +255,36 @@ def test_a_model_on_meta_is_filled() -> None:
     assert all(one is other for one, other in zip(before, model.parameters(), strict=True))
 
 
+def test_a_meta_models_head_that_stays_empty_is_told(tmp_path: Path) -> None:
+    torch.save(network(4).state_dict(), tmp_path / "f.pth")
+    with torch.device("meta"):
+        model = network(7)
+    report = load_weights(model, tmp_path / "f.pth", map_location=lambda storage, _: storage)
+    assert "still on the meta device: fc.weight, fc.bias" in report.notes
+    assert torch.equal(model.stem[0].weight, network(4).stem[0].weight)
+
+
+def test_large_models_are_read_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_transfer.weights._apply._MIN_BYTES_FOR_THREADS", 1)
+    source, model = network(), network(9)
+    torch.save(source.state_dict(), tmp_path / "f.pth")
+    versions = {name: parameter._version for name, parameter in model.named_parameters()}
+    load_weights(model, tmp_path / "f.pth")
+    assert all(torch.equal(t, values(source)[n]) for n, t in values(model).items() if not n.startswith("fc."))
+    changed = {name for name, parameter in model.named_parameters() if parameter._version > versions[name]}
+    assert changed == {name for name in versions if not name.startswith("fc.")}
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_models_memory_format_stays(tmp_path: Path, memory_format: torch.memory_format) -> None:
+    source, model = network(), network().to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
+    torch.save(source.state_dict(), tmp_path / "f.pth")
+    stride = model.layer1[0].weight.stride()
+    load_weights(model, tmp_path / "f.pth")
+    assert equal(values(model), values(source))
+    assert model.layer1[0].weight.stride() == stride
+
+
 def test_wrong_names_list_the_nearest() -> None:
     with pytest.raises(WeightsError, match="nearest: fc"):
         load_weights(network(), values(network()), head=["fcc"])
