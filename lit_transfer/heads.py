@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def linear_head(num_features: int, num_outputs: int, dropout: float = 0.0) -> nn.Module:
-    """One linear layer, after dropout where it is asked for.
+    """One linear layer that starts at zero, after dropout where it is asked for.
 
     Args:
         num_features: Width of the features, as in (N, num_features).
         num_outputs: Width of the answer, as in (N, num_outputs).
         dropout: Probability with which a feature is dropped in training.
     """
-    linear = nn.Linear(num_features, num_outputs)
+    linear = _zero_linear(num_features, num_outputs)
     return nn.Sequential(nn.Dropout(dropout), linear) if dropout else linear
 
 
@@ -31,8 +31,20 @@ def mlp_head(num_features: int, num_outputs: int, dropout: float = 0.0) -> nn.Mo
         nn.Linear(num_features, num_features),
         nn.GELU(),
         nn.Dropout(dropout),
-        nn.Linear(num_features, num_outputs),
+        _zero_linear(num_features, num_outputs),
     )
+
+
+def _zero_linear(num_features: int, num_outputs: int) -> nn.Linear:
+    """Make the layer that answers, with weights of zero (Kolesnikov et al. 2020, "Big Transfer", section 3.3).
+
+    Random weights are noise of the size of the features' norm, which a short training has to unlearn first; with
+    zeros the result hardly depends on the learning rate.
+    """
+    linear = nn.Linear(num_features, num_outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 _HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {"linear": linear_head, "mlp": mlp_head}

@@ -58,9 +58,8 @@ class Predictor:
         """
         if _is_one(images):
             return next(self.stream([images]))
-        if isinstance(images, str | Path):
-            images = find_images(images)
-        return list(self.stream(images))
+        several: Iterable[Any] = find_images(images) if isinstance(images, str | Path) else images  # type: ignore[assignment]  # an Image is one
+        return list(self.stream(several))
 
     def stream(self, images: Iterable[Any]) -> Iterator[Any]:
         """Answer for images one after the other, computing a batch at a time."""
@@ -133,7 +132,7 @@ def _is_one(images: Any) -> bool:
 
 def _to_pil(image: np.ndarray[Any, Any] | Tensor) -> Image.Image:
     """Make a PIL image of an array (H, W) or (H, W, C) or a tensor (C, H, W), both raw."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image.detach().cpu()
+    tensor = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image.detach().cpu()
     if isinstance(image, np.ndarray) and tensor.ndim == 3:
         tensor = tensor.permute(2, 0, 1)
     if tensor.is_floating_point():

@@ -1,7 +1,7 @@
 """Which errors are the user's to mend, and how they read on one line."""
 
 import jsonargparse
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_transfer.weights import WeightsError
 

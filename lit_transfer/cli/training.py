@@ -52,24 +52,18 @@ class TransferCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Keep the best checkpoint by the model's own metric, unless a ModelCheckpoint was asked for."""
-        trainer = super().instantiate_trainer(**kwargs)
-        wanted = self._get(self.config_init, "trainer").get("enable_checkpointing")
-        if self.subcommand == "fit" and wanted is not False and not trainer.fast_dev_run:
-            self._keep_best(trainer)
-        return trainer
-
-    def _keep_best(self, trainer: Trainer) -> None:
-        given = self._get(self.config_init, "trainer").get("callbacks") or []
-        if any(isinstance(callback, ModelCheckpoint) for callback in given):
-            return
-        # The Trainer adds a ModelCheckpoint that keeps the newest; ours takes its place.
-        trainer.callbacks[:] = [callback for callback in trainer.callbacks if type(callback) is not ModelCheckpoint]
-        monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
-        trainer.callbacks.append(ModelCheckpoint(monitor=monitor, mode=mode, filename="best", save_last=True))
+        given = self._get(self.config_init, "trainer")
+        wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
+        callbacks = given.get("callbacks") or []
+        if self.subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+            monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
+            best = ModelCheckpoint(monitor=monitor, mode=mode, filename="best", save_last=True)
+            kwargs["callbacks"] = [*callbacks, best]
+        return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
         """Say what was left where, and what to do next."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self._get(self.config_init, "trainer").get("fast_dev_run"):
             print_report(self.trainer, self.model)
 
 

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transfer.weights import open_checkpoint
 

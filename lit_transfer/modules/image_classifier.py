@@ -249,8 +249,9 @@ class ImageClassifier(TransferModule):
     def describe_answer(self, output: Tensor) -> Prediction:
         """Name the class of one row of probabilities (num_classes,)."""
         names = self.class_names or [str(number) for number in range(len(output))]
-        best = int(output.argmax())
-        return Prediction(names[best], float(output[best]), dict(zip(names, output.tolist(), strict=True)))
+        probabilities = dict(zip(names, output.tolist(), strict=True))
+        label = names[int(output.argmax())]
+        return Prediction(label, probabilities[label], probabilities)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the names of the classes beside what the base class writes."""

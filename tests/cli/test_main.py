@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ def test_help_shows_every_command(run) -> None:
     code, out, _ = run("--help")
     assert code == 0
     for command in ("fit", "validate", "test", "predict", "backbones", "demo"):
-        assert f"\n    {command} " in out
+        assert re.search(rf"^ +{command}\b", out, re.MULTILINE)
 
 
 def test_no_command_shows_the_help(run) -> None:
