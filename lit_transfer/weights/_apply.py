@@ -1,8 +1,6 @@
 """Carrying out a plan: everything that can fail is done before the first byte of the model changes."""
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import IO, Any
@@ -15,9 +13,6 @@ from lit_transfer.weights._lazy import FileTensor, LazyTensor, MapLocation, Sour
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import LoadReport, few
 from lit_transfer.weights._target import target_of
-
-_MAX_THREADS = 4
-_MIN_BYTES_FOR_THREADS = 64 * 2**20
 
 
 def apply_plan(plan: Plan, model: nn.Module, map_location: MapLocation = None) -> LoadReport:
@@ -32,7 +27,10 @@ def apply_plan(plan: Plan, model: nn.Module, map_location: MapLocation = None) -
         for entry in entries:
             _tensor(entry).check(_handle(entry, handles))
         values = [_value(entry, slots[entry.name], map_location) for entry in computed]
-        _read_direct(direct, slots)
+        for entry in direct:  # one thread: two or four were not faster from the page cache
+            slot = slots[entry.name]
+            _tensor(entry).read_into(slot.detach(), _handle(entry, handles))
+            torch.autograd.graph.increment_version(slot)
         for entry, value in zip(computed, values, strict=True):
             _put(slots[entry.name], value)
     report = plan.report()
@@ -80,32 +78,6 @@ def _value(entry: Entry, slot: Tensor, map_location: MapLocation) -> Tensor:
     if tuple(value.shape) != entry.shape:
         raise WeightsError(f"the adaptation of {entry.name} gave {tuple(value.shape)} instead of {entry.shape}")
     return torch.empty_like(slot, device=value.device).copy_(value) if slot.is_meta else value
-
-
-def _read_direct(entries: list[Entry], slots: dict[str, Tensor]) -> None:
-    """Read into the parameters' own memory: several threads, each a run of the file in its order."""
-    total = sum(entry.nbytes for entry in entries)
-    threads = min(_MAX_THREADS, os.cpu_count() or 1) if total >= _MIN_BYTES_FOR_THREADS else 1
-    if threads == 1:
-        _read_share(entries, slots)
-        return
-    shares: list[list[Entry]] = [[] for _ in range(threads)]
-    seen = 0
-    for entry in entries:
-        shares[min(seen * threads // total, threads - 1)].append(entry)
-        seen += entry.nbytes
-    with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(_read_share, share, slots) for share in shares]:
-            future.result()
-
-
-def _read_share(entries: list[Entry], slots: dict[str, Tensor]) -> None:
-    with ExitStack() as stack, torch.no_grad():  # grad mode belongs to the thread
-        handles = {file: stack.enter_context(file.open()) for file in _files(entries)}
-        for entry in entries:
-            slot = slots[entry.name]
-            _tensor(entry).read_into(slot.detach(), _handle(entry, handles))
-            torch.autograd.graph.increment_version(slot)
 
 
 def _put(slot: Tensor, value: Tensor) -> None:

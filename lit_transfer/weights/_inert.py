@@ -44,7 +44,8 @@ class BoundedReader:
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes, which must be there."""
-        self.require(count)
+        if not 0 <= count <= self.left:  # asked for each opcode: worth no call
+            self.require(count)
         self.left -= count
         return self.stream.read(count)
 

@@ -76,16 +76,19 @@ def find_matches(
         part: Dotted name of the module to fill; found if None.
         order: Whether names are ignored, and tensors are paired in their order.
     """
-    if not {n.rpartition(".")[2] for n in names} & {n.rpartition(".")[2] for n in target.slots}:
+    if not any(name.rpartition(".")[2] in target.leaves for name in names):
         return []  # an optimizer's moments, for example
     root = part or ""
     own = {name[len(root) + 1 :] if root else name: name for name in target.under(root)}
     found: dict[object, Match] = {}
     shapes = {name: state_dict[source].shape for name, source in names.items()}
     own_shapes = {name: tuple(target.slots[source].shape) for name, source in own.items()}
-    families = [*family_names(names), *numbered_children(names, shapes, own_shapes)]
-    if order:
+    if shapes == own_shapes:
+        families = [(names, "")]
+    elif order:
         families = by_order(names, shapes, own_shapes)
+    else:
+        families = [*family_names(names), *numbered_children(names, shapes, own_shapes)]
     for edited, family in families:
         for view in views(edited, own, Edit(family=family)):
             for strip, add in _prefixes(state_dict, view, target):

@@ -31,6 +31,11 @@ class Target:
         return dict(self.model.named_modules(remove_duplicate=False))
 
     @cached_property
+    def leaves(self) -> frozenset[str]:
+        """The last segments of the slots' names."""
+        return frozenset(name.rpartition(".")[2] for name in self.slots)
+
+    @cached_property
     def places(self) -> frozenset[str]:
         """Each slot's name, and each dotted name above one."""
         ends = ((name, i) for name in self.slots for i, letter in enumerate(name) if letter == ".")

@@ -264,8 +264,7 @@ def test_a_meta_models_head_that_stays_empty_is_told(tmp_path: Path) -> None:
     assert torch.equal(model.stem[0].weight, network(4).stem[0].weight)
 
 
-def test_large_models_are_read_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_transfer.weights._apply._MIN_BYTES_FOR_THREADS", 1)
+def test_autograd_learns_that_parameters_changed(tmp_path: Path) -> None:
     source, model = network(), network(9)
     torch.save(source.state_dict(), tmp_path / "f.pth")
     versions = {name: parameter._version for name, parameter in model.named_parameters()}
