@@ -63,7 +63,12 @@ class FinetuningSchedule(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resolve the whole schedule, check the optimizers, and freeze what was built after `setup`."""
         self._phase, self._lengths = None, {}
-        check_optimizers(pl_module, trainer.optimizers, self._run.begin(pl_module))
+        trains = self._run.begin(pl_module)
+        check_optimizers(pl_module, trainer.optimizers, trains)
+        if self._run.never_train(trains):
+            rank_zero_info(
+                f"FinetuningSchedule: {', '.join(self._run.never_train(trains))} stay frozen in every phase."
+            )
         self._run.attach(trainer.optimizers)
         self._follow(trainer, pl_module)
         expect_nothing(self._filter)

@@ -86,6 +86,10 @@ class RunningSchedule:
         trains = {name for phase in self.planned for name in select(module, phase.train, stages=self.stages)}
         return tuple(name for name, _ in module.named_parameters() if name in trains)
 
+    def never_train(self, trains: Sequence[str]) -> list[str]:
+        """Return the stages of which no parameter is among those that train at any time, as `begin` returned them."""
+        return [stage.name for stage in self.stages if not set(stage.parameters) & set(trains)]
+
     def attach(self, optimizers: Sequence[Optimizer]) -> None:
         """Learn the stages' rates.
 

@@ -245,3 +245,11 @@ def test_a_transfer_module_whose_head_waits_for_the_data_is_scheduled() -> None:
     assert {name.split(".")[0] for name in frozen_names(module)} == {"backbone"}
     assert all(p.requires_grad for p in module.head.parameters())
     assert any(p.requires_grad for p in module.backbone.parameters())
+
+
+def test_stages_that_no_phase_trains_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lit_transfer.callbacks.finetuning_schedule.rank_zero_info", told.append)
+    fit(Foreign(), FinetuningSchedule({"preset": "freeze_first_k", "k": 2}), max_epochs=1)
+    assert told[0] == "FinetuningSchedule: stem, stage1 stay frozen in every phase."
+    assert told[1] == "FinetuningSchedule: epoch 0, step 0: stage2, head train, 5 parameter tensors."
