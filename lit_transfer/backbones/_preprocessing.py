@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -24,7 +25,7 @@ class Preprocessing:
         crop: Side in pixels of the square that is cut from the centre, which is what the backbone sees.
         mean: Of each channel, for values between 0 and 1.
         std: Of each channel, for values between 0 and 1.
-        interpolation: `"nearest"`, `"bilinear"` or `"bicubic"`.
+        interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`.
     """
 
     resize: int
@@ -40,6 +41,8 @@ class Preprocessing:
             )
         if not 0 < self.crop <= self.resize:
             raise ValueError(f"expected 0 < crop <= resize in pixels, got crop={self.crop} and resize={self.resize}.")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"interpolation={self.interpolation!r}: expected one of {', '.join(_INTERPOLATIONS)}.")
 
     @property
     def mode(self) -> str:
@@ -58,7 +61,7 @@ class Preprocessing:
         """Make the transform for evaluation: a PIL image of this mode, or a uint8 tensor (C, H, W).
 
         Returns:
-            A transform that gives a float tensor (C, crop, crop), as torchvision's and timm's own presets do.
+            A transform that gives a float tensor (C, crop, crop), as the presets of torchvision and timm do.
         """
         import torch
         from torchvision.transforms import v2
