@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transfer._selection import stages_again
-from lit_transfer.audit import audit, check_trainability, checksums, some, table
+from lit_transfer.audit import StageAudit, audit, check_trainability, checksums, some, table
 from lit_transfer.callbacks._reducer import note_reducer, uncovered
 from lit_transfer.stages import Stage, stages_of
 
@@ -50,7 +50,7 @@ class TrainabilityAudit(Callback):
         if trains != self._seen:
             self._seen = trains
             self._check(trainer, pl_module)
-            rows = table(audit(pl_module, trainer.optimizers, stages=self._stages))
+            rows = table(self._audit(trainer, pl_module))
             rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}")
         self._log(trainer, pl_module)
 
@@ -64,16 +64,18 @@ class TrainabilityAudit(Callback):
             )
         self._compare_ranks(trainer, pl_module)
 
+    def _audit(self, trainer: Trainer, pl_module: LightningModule) -> tuple[StageAudit, ...]:
+        settings: Any = trainer  # Lightning does not annotate what its connectors set
+        factors = next((c.factors(trainer) for c in settings.callbacks if hasattr(c, "factors")), None)
+        return audit(pl_module, trainer.optimizers, stages=self._stages, factors=factors)
+
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rate of each stage, 0 where it is frozen, with a phase's own factors."""
-        settings: Any = trainer  # Lightning does not annotate what its connectors set
+        settings: Any = trainer
         if not trainer.loggers or trainer.global_step % settings.log_every_n_steps:
             return
-        factors = next((c.factors(trainer) for c in settings.callbacks if hasattr(c, "factors")), None) or {}
-        rates = {
-            f"lr/{row.stage}": max(row.lr, default=0.0) * factors.get(row.stage, 1.0) if row.trainable else 0.0
-            for row in audit(pl_module, trainer.optimizers, stages=self._stages)
-        }
+        rows = self._audit(trainer, pl_module)
+        rates = {f"lr/{row.stage}": max(row.lr, default=0.0) if row.trainable else 0.0 for row in rows}
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=trainer.global_step)
 

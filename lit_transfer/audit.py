@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +40,11 @@ class StageAudit:
 
 
 def audit(
-    module: nn.Module, optimizers: Sequence[Optimizer] = (), *, stages: Sequence[Stage] | None = None
+    module: nn.Module,
+    optimizers: Sequence[Optimizer] = (),
+    *,
+    stages: Sequence[Stage] | None = None,
+    factors: Mapping[str, float] | None = None,
 ) -> tuple[StageAudit, ...]:
     """Describe each stage of a module: what trains, at which rate, and how it normalises.
 
@@ -48,6 +52,7 @@ def audit(
         module: Any module, in the mode in which it trains.
         optimizers: Its optimizers, if there are any.
         stages: The stages of `module`; traced if not given.
+        factors: What multiplies the rates of each stage in the next step, where a schedule's phase sets its own.
     """
     named = dict(module.named_parameters())
     groups = {id(p): group for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
@@ -55,12 +60,13 @@ def audit(
     for stage in stages_of(module) if stages is None else stages:
         members = [named[name] for name in stage.parameters]
         owned = [groups[id(p)] for p in members if id(p) in groups]
+        factor = (factors or {}).get(stage.name, 1.0)
         rows.append(
             StageAudit(
                 stage.name,
                 sum(p.numel() for p in members),
                 sum(p.numel() for p in members if p.requires_grad),
-                tuple(sorted({float(group["lr"]) for group in owned})),
+                tuple(sorted({factor * float(group["lr"]) for group in owned})),
                 tuple(sorted({float(group.get("weight_decay", 0.0)) for group in owned})),
                 _norms(module, stage),
             )
