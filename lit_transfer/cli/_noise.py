@@ -1,6 +1,7 @@
 """Which of Lightning's messages a person at the command line need not read."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 def quiet_lightning() -> None:
     """Leave out advertisements, and deprecations inside Lightning, which its users cannot mend."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    # LightningCLI 2.6 calls methods that jsonargparse 4.49 deprecates.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Lightning 2.6 with torch 2.15 uses a deprecated class of torch.utils._pytree.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
 

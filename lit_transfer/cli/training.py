@@ -1,9 +1,12 @@
 """`lit-transfer fit | validate | test`: LightningCLI with our classes as defaults, and a report at the end."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -12,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lit_transfer import callbacks as callbacks
 from lit_transfer import data as data
 from lit_transfer import modules as modules
+from lit_transfer.cli._errors import in_words
 from lit_transfer.cli._noise import quiet_lightning
 from lit_transfer.cli._report import print_report
 from lit_transfer.modules import read_saved
@@ -45,7 +49,20 @@ class TransferCLI(LightningCLI):
         """Let the checkpoint's hyperparameters be the model's defaults, so that files and flags win over them."""
         if saved := _saved_model(args):
             self._subcommand_parsers[args[0]].set_defaults({"model": saved})
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise ValueError(in_words(str(error), self._vocabulary(args[0]))) from None
+
+    def _vocabulary(self, command: str) -> set[str]:
+        """Collect the names that a user may have meant: options, arguments of our classes, and the classes."""
+        words = {action.dest for action in self._subcommand_parsers[command]._actions}
+        for room in (modules, data, callbacks):
+            for name in room.__all__:
+                words |= {name, *inspect.signature(getattr(room, name)).parameters}
+        for optimizer in vars(torch.optim).values():
+            words |= {optimizer.__name__} if isinstance(optimizer, type) else set()
+        return words
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning lets the checkpoint win over the flags here, and reads it without any of our care."""
@@ -97,7 +114,7 @@ def _value_of(words: Sequence[str], option: str) -> str | None:
 def main(argv: Sequence[str]) -> None:
     """Run the command with `argv`, whose first word is its name."""
     quiet_lightning()
-    quiet = {"exit_on_error": False}
+    strict = {"exit_on_error": False, "allow_abbrev": False}
     TransferCLI(
         LightningModule,
         LightningDataModule,
@@ -106,6 +123,6 @@ def main(argv: Sequence[str]) -> None:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         trainer_defaults=_TRAINER_DEFAULTS,
-        parser_kwargs={**quiet, **{name: dict(quiet) for name in TransferCLI.subcommands()}},
+        parser_kwargs={**strict, **{name: dict(strict) for name in TransferCLI.subcommands()}},
         args=list(argv),
     )

@@ -136,7 +136,7 @@ def test_a_callback_by_class_path(run, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--model.backbone", "resnet81"], ["model.backbone", "resnet18"]),
+        (["--model.backbone", "resnet81"], ["resnet81", "resnet18"]),
         (["--model.bakcbone", "resnet18"], ["bakcbone", "backbone"]),
         (["--trainer.max_epoch", "3"], ["max_epoch", "max_epochs"]),
         (["--data.root", "nowhere"], ["data.root", "nowhere"]),
