@@ -88,10 +88,16 @@ def _plausible(match: Match) -> bool:
     """Whether a part that was found holds most tensors of the model, or takes most of the file under a plain name."""
     if match.part == match.root:
         return True
+    if _last(match.edit.strip).isdigit() and _last(match.edit.add).isdigit():
+        return False  # one of many equal blocks of the file for another one of the model
     if 2 * len(match.slots) >= len(match.target.under(match.root)):
         return True
     numbered = any(segment.isdigit() for segment in f"{match.part}.{match.edit.strip}".split("."))
     return not numbered and 2 * (len(match.pairs) + len(match.leftover)) >= len(match.state_dict)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _dominant(candidates: list[Candidate]) -> list[Candidate]:

@@ -199,6 +199,19 @@ def test_a_deeper_network_is_refused() -> None:
         load_weights(deeper, values(network()))
 
 
+def test_more_numbered_layers_are_left_over() -> None:
+    deep = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(WeightsError, match=r"left over.*2\.weight.*exclude=\['2', '4'\]"):
+        load_weights(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), deep.state_dict())
+
+
+def test_a_layer_before_others_is_no_head() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("1.")}
+    with pytest.raises(WeightsError, match=r"not in it: 1\.weight"):
+        load_weights(model, state)
+
+
 def test_counters_of_old_files_are_not_missed() -> None:
     old = {name: tensor for name, tensor in values(network()).items() if "num_batches" not in name}
     assert load_weights(network(), old).coverage == 1

@@ -83,6 +83,9 @@ def test_big_endian_files(tmp_path: Path) -> None:
                 data = np.frombuffer(data, "<f4").astype(">f4").tobytes()
             new.writestr(name, b"big" if name.endswith("byteorder") else data)
     assert same(open_checkpoint(tmp_path / "big").read(), values)
+    model = nn.Linear(3, 2)
+    load_weights(model, tmp_path / "big", rename={"^a$": "weight"}, exclude=["bias", "c"])
+    assert torch.equal(model.weight, values["a"])
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
