@@ -3,6 +3,15 @@
 from lit_transfer.backbones._backbone import Backbone
 from lit_transfer.backbones._create import create_backbone
 from lit_transfer.backbones._listing import BackboneInfo, describe_backbones, list_backbones
+from lit_transfer.backbones._names import unknown_backbone
 from lit_transfer.backbones._preprocessing import Preprocessing
 
-__all__ = ["Backbone", "BackboneInfo", "Preprocessing", "create_backbone", "describe_backbones", "list_backbones"]
+__all__ = [
+    "Backbone",
+    "BackboneInfo",
+    "Preprocessing",
+    "create_backbone",
+    "describe_backbones",
+    "list_backbones",
+    "unknown_backbone",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ __all__ = ["create_backbone"]
 def create_backbone(
     name_or_module: str | nn.Module,
     *,
-    weights: str | None = "DEFAULT",
+    weights: str | Path | None = "DEFAULT",
     in_channels: int = 3,
     input_size: int | None = None,
     classifier: str | None = "auto",
@@ -50,6 +52,7 @@ def create_backbone(
         WeightsError: The weights cannot be fetched, read, or do not fit.
     """
     _check(in_channels=in_channels, input_size=input_size)
+    weights = None if weights is None else str(weights)
     if isinstance(name_or_module, nn.Module):
         return _from_module(name_or_module, weights, in_channels, input_size, classifier)
     if not isinstance(name_or_module, str):
@@ -72,7 +75,7 @@ def _check(**numbers: int | None) -> None:
 def _from_torchvision(
     name: str, weights: str | None, in_channels: int, input_size: int | None, classifier: str | None
 ) -> Backbone:
-    from_file = weights is not None and is_file_or_url(weights)
+    from_file = is_file_or_url(weights, list(_torchvision.named_weights(name)))
     chosen = _torchvision.find_weights(name, "DEFAULT" if weights is None or from_file else weights)
     preprocessing = _torchvision.preprocessing_of(name, chosen, in_channels, input_size)
     model = without_memory_on_meta(_torchvision.build_model, name, in_channels, preprocessing.crop)
@@ -87,7 +90,7 @@ def _from_torchvision(
 def _from_timm(
     name: str, weights: str | None, in_channels: int, input_size: int | None, classifier: str | None
 ) -> Backbone:
-    from_file = weights is not None and is_file_or_url(weights)
+    from_file = is_file_or_url(weights, _timm.named_weights(name))
     named = None if weights is None or from_file else _timm.find_weights(name, weights)
     model = without_memory_on_meta(_timm.build_model, name, named, in_channels, input_size)
     preprocessing = _timm.preprocessing_of(model, in_channels, input_size)

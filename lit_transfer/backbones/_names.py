@@ -9,8 +9,10 @@ from pathlib import Path
 __all__ = ["is_file_or_url", "unknown_backbone", "unknown_weights"]
 
 
-def is_file_or_url(weights: str) -> bool:
-    """True for a URL, and for a path where a file or folder is."""
+def is_file_or_url(weights: str | None, known: Sequence[str]) -> bool:
+    """True for a URL, and for a path where a file or folder is, unless it is the name of weights that are known."""
+    if weights is None or weights in {"DEFAULT", *known}:
+        return False
     return "://" in weights or Path(weights).exists()
 
 

@@ -93,9 +93,7 @@ def replace_first_conv(model: nn.Module, name: str | None, in_channels: int) -> 
     """Make the first convolution take another number of channels; its random weights keep the scale of its output."""
     conv = None if name is None else model.get_submodule(name)
     if not isinstance(conv, nn.Conv2d) or conv.groups != 1:
-        raise ValueError(
-            f"in_channels={in_channels}: {name} of {type(model).__name__} takes a fixed number of channels."
-        )
+        raise ValueError(f"in_channels={in_channels}: {type(model).__name__} begins with no ordinary convolution.")
     kernel = conv.weight.new_empty(conv.out_channels, in_channels, *conv.kernel_size)
     if not kernel.is_meta:
         kernel.normal_(std=float(conv.weight.detach().std()) * math.sqrt(conv.in_channels / in_channels))

@@ -21,23 +21,19 @@ def find_classifiers(module: nn.Module, record: Record) -> tuple[str, ...]:
         In the order of use; empty where the module ends in something else (a normalisation), or where what comes last
         is part of a block that is repeated.
     """
-    modules = dict(module.named_modules())
-    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    uses = sorted(record.last_uses.items(), key=lambda item: item[1].time)
-    by_end = [(name, use) for name, use in uses if sizes[name] > 1]  # a temperature may scale the logits
-    last = next((_projection(modules, use.inside) for _, use in by_end[-1:]), None)
+    modules, parameters = dict(module.named_modules()), dict(module.named_parameters())
+    by_time = sorted(record.last_uses.items(), key=lambda item: item[1].time)
+    uses = [(name, use) for name, use in by_time if parameters[name].numel() > 1]  # a temperature may scale the logits
+    last = _projection(modules, uses[-1][1].inside) if uses else None
     if last is None or record.calls[last].times > 1:
         return ()
     found = [last]
-    for name, use in reversed(by_end):
+    for name, use in reversed(uses):
         beside = _projection(modules, use.inside)
-        if beside in found:
-            continue
-        if beside is None or not _is_parallel(modules[beside], modules[last], record, beside):
-            if modules[name.rpartition(".")[0]].get_parameter(name.rpartition(".")[2]).ndim > 1:
-                break
-            continue
-        found.insert(0, beside)
+        if beside is not None and beside not in found and _is_parallel(modules[beside], modules[last], record, beside):
+            found.insert(0, beside)
+        elif beside not in found and parameters[name].ndim > 1:
+            break
     return () if _in_repeated_block(modules, record, last, found) else tuple(found)
 
 
@@ -82,18 +78,13 @@ def _in_repeated_block(modules: dict[str, nn.Module], record: Record, name: str,
     """True for the last layer of the last of several equal blocks, such as the MLP of a transformer without a norm."""
     parts = name.split(".")
     for depth in range(1, len(parts)):
-        block, inner = ".".join(parts[:depth]), ".".join(parts[depth:])
-        parent = ".".join(parts[: depth - 1])
-        siblings = modules[parent].named_children()
-        for child, sibling in siblings:
-            twin = f"{parent}.{child}.{inner}".lstrip(".")
-            if (
-                sibling is not modules[block]
-                and type(sibling) is type(modules[block])
-                and not isinstance(sibling, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-                and twin in record.calls
-                and twin not in beside
-                and str(modules[twin]) == str(modules[name])
-            ):
+        parent, own = modules[".".join(parts[: depth - 1])], modules[".".join(parts[:depth])]
+        if isinstance(own, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            continue
+        for child, sibling in parent.named_children():
+            twin = ".".join([*parts[: depth - 1], child, *parts[depth:]])
+            if sibling is own or type(sibling) is not type(own) or twin in beside or twin not in record.calls:
+                continue
+            if str(modules[twin]) == str(modules[name]):
                 return True
     return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_transfer.stages._classifier import find_classifiers, named_classifier
 from lit_transfer.stages._group import group_units
-from lit_transfer.stages._record import Inputs, Record, record_run
+from lit_transfer.stages._record import Inputs, Record, Use, record_run
 from lit_transfer.stages._stage import Stage, Trace
 from lit_transfer.stages._units import Unit, open_along, open_dominant, top_units
 
@@ -114,15 +114,17 @@ def _owners(
     for name, _ in module.named_parameters():
         parents = (name[:at] for at in range(len(name)) if name[at] == ".")
         owner = next((inside[parent] for parent in parents if parent in inside), None)
-        use = record.first_uses.get(name)
-        if owner is None and use and use.time > logits:
-            owner = -1
-        if owner is None and use:
-            owner = next((inside[i] for i in use.inside if inside.get(i, -1) >= 0), None)
-            ended = [(unit.end, index) for index, group in enumerate(groups) for unit in group if unit.end < use.time]
-            owner = max(ended, default=(0, 0))[1] if owner is None else owner
+        if owner is None and (use := record.first_uses.get(name)):
+            owner = -1 if use.time > logits else _user(use, inside, groups)
         owners[name] = owner
     return _beside_neighbours(owners)
+
+
+def _user(use: Use, inside: Mapping[str, int], groups: Sequence[Sequence[Unit]]) -> int:
+    """Return the group that was running at a use, or whose unit had ended last; the first one before that."""
+    running = [inside[name] for name in use.inside if inside.get(name, -1) >= 0]
+    ended = [(unit.end, index) for index, group in enumerate(groups) for unit in group if unit.end < use.time]
+    return running[0] if running else max(ended, default=(0, 0))[1]
 
 
 def _beside_neighbours(owners: dict[str, int | None]) -> dict[str, int]:

@@ -74,7 +74,8 @@ class Unit:
     def is_pooled(self) -> bool:
         """True if what it takes is not spread over pixels or tokens any more, unlike the module's input."""
         call, whole = self.record.calls.get(self.name), self.record.input_shape
-        return call is not None and _count_places(call.input_shape, whole) == 1 != _count_places(whole, whole)
+        spread = _count_places(whole, whole) != 1
+        return spread and call is not None and _count_places(call.input_shape, whole) == 1
 
     @cached_property
     def children(self) -> tuple[Unit, ...]:
