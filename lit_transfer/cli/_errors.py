@@ -1,12 +1,12 @@
 """Which errors are the user's to mend, and how they read on one line."""
 
-import difflib
 import re
 from collections.abc import Iterable
 
 import jsonargparse
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lit_transfer.cli._parsing import nearest
 from lit_transfer.weights import WeightsError
 
 # What our rooms and Lightning raise for wrong input. Anything else is a fault in the code and keeps its traceback.
@@ -50,22 +50,17 @@ def in_words(message: str, known: Iterable[str]) -> str:
     """
     key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
     if found := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return f"--{key}.{found[1]} is no option.{_nearest(found[1], known)}"
+        return f"--{key}.{found[1]} is no option.{nearest(found[1], known)}"
     if found := re.search(r"nrecognized arguments: (--)?([\w.]+)", message):
-        return f"{found[1] or ''}{found[2]} is no option.{_nearest(found[2], known)}"
+        return f"{found[1] or ''}{found[2]} is no option.{nearest(found[2], known)}"
     wanted = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(Literal\[.*?\]))", message)
     types = dict.fromkeys(name or literal for name, literal in wanted if name != "NoneType")
     got = re.search(r"Given value: (\S+)", message)
     if types and got:
-        return f"--{key} must be {' or '.join(types)}, got {got[1]!r}.{_nearest(got[1], known)}"
+        return f"--{key} must be {' or '.join(types)}, got {got[1]!r}.{nearest(got[1], known)}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return (
             f"--{key}: no class is called {found[1]!r}; give a class that is imported, or its full path."
-            f"{_nearest(found[1], known)}"
+            f"{nearest(found[1], known)}"
         )
     return message
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=3)
-    return f" Nearest: {', '.join(near)}." if near else ""

@@ -3,7 +3,14 @@
 import argparse
 import difflib
 import re
+from collections.abc import Iterable
 from typing import NoReturn
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Give the end of a sentence that names what a wrong name may have meant; empty if nothing is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f" Nearest: {', '.join(near)}." if near else ""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -17,6 +24,5 @@ class CommandParser(argparse.ArgumentParser):
         """
         if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             choices = re.findall(r"[\w-]+", wrong.group(2))
-            if near := difflib.get_close_matches(wrong.group(1), choices, n=2):
-                message = f"{message}. Did you mean {' or '.join(near)}?"
+            message = f"{message}.{nearest(wrong.group(1), choices)}"
         raise ValueError(message)

@@ -63,9 +63,9 @@ class ImageClassifier(TransferModule):
         class_weights: list[float] | Literal["balanced"] | None = None,
         label_smoothing: float = 0.0,
         init_bias: bool = True,
-        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05),
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=3e-3, weight_decay=0.05),
         lr_scheduler: LRSchedulerCallable | None = None,
-        backbone_lr_factor: float = 0.1,
+        backbone_lr_factor: float = 0.03,
         layer_decay: float | None = None,
     ) -> None:
         """Build the backbone with its weights, and the head where the number of classes is known.

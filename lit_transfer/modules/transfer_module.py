@@ -47,9 +47,9 @@ class TransferModule(LightningModule):
         dropout: float = 0.0,
         in_channels: int = 3,
         input_size: int | None = None,
-        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05),
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=3e-3, weight_decay=0.05),
         lr_scheduler: LRSchedulerCallable | None = None,
-        backbone_lr_factor: float = 0.1,
+        backbone_lr_factor: float = 0.03,
         layer_decay: float | None = None,
     ) -> None:
         """Build the backbone with its weights, and the head where its width is known.

@@ -18,7 +18,7 @@ def test_a_wrong_command_gets_the_nearest_in_one_line(run) -> None:
     code, _, err = run("fti")
     assert code == 2
     assert err.count("\n") == 1
-    assert "Did you mean fit?" in err
+    assert "Nearest: fit" in err
 
 
 def test_help_imports_no_torch() -> None:
