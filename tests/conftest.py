@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Before torch is imported, here and in the processes that tests start: several tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,6 +1,7 @@
 """`lit-transfer fit | validate | test`: LightningCLI with our classes as defaults, and a report at the end."""
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def _value_of(words: Sequence[str], option: str) -> str | None:
 def main(argv: Sequence[str]) -> None:
     """Run the command with `argv`, whose first word is its name."""
     quiet_lightning()
+    if argv[0] != "fit":  # a checkpoint is only measured: that its callbacks are missing does not matter
+        warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     strict = {"exit_on_error": False, "allow_abbrev": False}
     TransferCLI(
         LightningModule,

@@ -116,6 +116,13 @@ def test_a_file_is_loaded(tmp_path: Path) -> None:
     assert backbone.load_report is not None
 
 
+def test_a_file_with_two_other_classifiers_is_loaded(tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=4)
+    torch.save(model.state_dict(), tmp_path / "best.pth")
+    backbone = create_backbone("timm/deit_tiny_distilled_patch16_224", weights=str(tmp_path / "best.pth"))
+    assert torch.equal(backbone.norm.weight, model.norm.weight)
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [

@@ -12,7 +12,7 @@ from lit_transfer.modules import TransferModule
 SMALL = (
     "--model.weights=null",
     "--data.image_size=32",
-    "--data.batch_size=4",
+    "--data.batch_size=8",
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=2",
     "--trainer.enable_progress_bar=false",

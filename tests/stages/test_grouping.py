@@ -74,6 +74,15 @@ def test_a_layer_after_pooling_does_not_hide_the_blocks() -> None:
     assert len(trace.stages) == 15
 
 
+def test_a_large_layer_after_pooling_does_not_hide_the_trunk() -> None:
+    block = [
+        nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2), nn.Conv2d(2 * width, 2 * width, 1)) for width in (4, 8, 16)
+    ]
+    last = nn.Sequential(nn.Conv2d(32, 256, 1), nn.BatchNorm2d(256), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(*block), nn.AdaptiveAvgPool2d(1), last, nn.Linear(256, 9))
+    assert with_parameters(trace_stages(model, 64)) == [["0"], ["1.0"], ["1.1"], ["1.2"], ["3"], ["4"]]
+
+
 class Gate(nn.Module):
     """Squeeze and excitation, written into a block."""
 

@@ -175,8 +175,16 @@ def test_a_tied_parameter_is_placed_once() -> None:
     assert "2.weight" not in placed
 
 
-def test_a_compiled_child_is_looked_into() -> None:
-    module = nn.Sequential(torch.compile(Net(), backend="eager"), nn.Linear(5, 2))
+def test_a_compiled_child_is_looked_into_and_not_compiled_again() -> None:
+    compiled: list[object] = []
+
+    def backend(graph: Any, inputs: object) -> Any:
+        compiled.append(graph)
+        return graph
+
+    module = nn.Sequential(torch.compile(Net(), backend=backend), nn.Linear(5, 2))
     module(torch.zeros(2, 3, 32, 32))
+    compiled.clear()
     trace = trace_stages(module, 32)
     assert trace.stages[0].modules == ("0._orig_mod.conv", "0._orig_mod.norm")
+    assert not compiled
