@@ -7,15 +7,15 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_transfer.weights import LoadReport, load_weights
+from lit_transfer.weights import LoadReport, WeightsError, load_weights
 
 
 class WeightLoading(Callback):
     """Load a file's weights into the module that is trained, all or nothing, and log the report.
 
-    It works in `setup`, where the module exists on every rank and neither the optimizer nor the DDP wrap has seen it;
+    It works in `setup`, where the module exists on every rank and neither the optimizer nor a strategy has seen it;
     a module that makes its layers in `configure_model` is filled in `on_fit_start`, the first hook after that. A run
-    that resumes from a checkpoint is left alone: its weights come from there.
+    that resumes from a checkpoint has its weights from there, and a second `fit` goes on with those that it has.
 
     Attributes:
         report: What was loaded, or None before.
@@ -37,6 +37,8 @@ class WeightLoading(Callback):
         """Remember what to load; the arguments are those of `load_weights`."""
         self.path = os.fspath(path)
         self.report: LoadReport | None = None
+        self._refused: WeightsError | FileNotFoundError | None = None
+        self._module: int | None = None  # id of the module that has been filled
         self._arguments: dict[str, Any] = {
             "target": target,
             "key": key,
@@ -51,11 +53,13 @@ class WeightLoading(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load, if the module has its layers by now.
 
+        Whether the run resumes is not known yet: then the checkpoint's weights take the place of these, and what was
+        wrong with the file is forgotten.
+
         Raises:
             ValueError: If the module was given weights of its own.
-            WeightsError: If the file cannot be read or does not fit; the module is untouched.
         """
-        if stage != "fit" or trainer.ckpt_path is not None:
+        if stage != "fit" or self._module == id(pl_module):
             return
         own = getattr(getattr(pl_module, "backbone", None), "weights", None)
         if own is not None:
@@ -63,16 +67,29 @@ class WeightLoading(Callback):
                 f"Both weights={own!r} of {type(pl_module).__name__} and path={self.path!r} of WeightLoading give "
                 "weights: set weights=None, or leave the callback out."
             )
+        self.report = self._refused = None
         if any(True for _ in pl_module.parameters()):
-            self._load(pl_module)
+            try:
+                self.report = load_weights(pl_module, self.path, **self._arguments)
+            except (WeightsError, FileNotFoundError) as error:
+                self._refused = error
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load into a module that made its layers in `configure_model`."""
-        if trainer.ckpt_path is None and self.report is None:
-            self._load(pl_module)
+        """Load into a module that made its layers in `configure_model`, and tell what was loaded.
 
-    def _load(self, module: LightningModule) -> None:
-        self.report = load_weights(module, self.path, **self._arguments)
+        Raises:
+            WeightsError: If the file cannot be read or does not fit; the module is untouched.
+            FileNotFoundError: If there is no file.
+        """
+        if self._module == id(pl_module):
+            return
+        self._module = id(pl_module)
+        if trainer.ckpt_path is not None:
+            self.report = None
+            return
+        if self._refused is not None:
+            raise self._refused
+        self.report = self.report or load_weights(pl_module, self.path, **self._arguments)
         rank_zero_info(str(self.report))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
