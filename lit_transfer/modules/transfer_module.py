@@ -80,6 +80,8 @@ class TransferModule(LightningModule):
         self.backbone: Backbone = create_backbone(
             backbone, weights=weights, in_channels=in_channels, input_size=input_size
         )
+        # A checkpoint is rebuilt without the weights, which may have been made for another size than the default ones.
+        self._built_for = self.backbone.preprocessing.crop
         if isinstance(head, nn.Module):
             self.head = check_head(head, self.backbone.num_features, num_outputs)
         if num_outputs is not None:
@@ -288,7 +290,7 @@ class TransferModule(LightningModule):
             "head": self._head_name,
             "preprocessing": self.preprocessing.to_dict(),
         }
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None, "input_size": self._built_for}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build what had to wait for the data, and take over the preprocessing that was saved."""
