@@ -87,7 +87,7 @@ def teach(file: Path) -> tuple[Path, float]:
     """
     seed_everything(0, verbose=False)
     module, data = _from_random_weights(), DigitsData(**SOURCE)
-    trainer = _trainer(SOURCE_EPOCHS)
+    trainer = quiet_trainer(SOURCE_EPOCHS)
     trainer.fit(module, data)
     accuracy = trainer.callback_metrics["val_acc"].item()
     head = module.head.state_dict()
@@ -124,7 +124,7 @@ def transfer(strategy: Strategy, checkpoint: Path, seed: int) -> tuple[Trainer, 
     """Train the target task by a strategy, and measure it on the test digits."""
     seed_everything(seed, verbose=False)
     module = build(strategy, checkpoint)
-    trainer = _trainer(TARGET_EPOCHS, FinetuningSchedule("linear_probe" if strategy == "linear probe" else "full"))
+    trainer = quiet_trainer(TARGET_EPOCHS, FinetuningSchedule("linear_probe" if strategy == "linear probe" else "full"))
     data = DigitsData(**TARGET, seed=seed)
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
@@ -186,7 +186,8 @@ def write_config(checkpoint: Path, file: Path) -> Path:
     return file
 
 
-def _trainer(epochs: int, *callbacks: Callback) -> Trainer:
+def quiet_trainer(epochs: int, *callbacks: Callback) -> Trainer:
+    """Make a Trainer that writes nothing and validates once, at its end."""
     return Trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
@@ -196,6 +197,6 @@ def _trainer(epochs: int, *callbacks: Callback) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        check_val_every_n_epoch=epochs,  # once, at the end
+        check_val_every_n_epoch=epochs,
         num_sanity_val_steps=0,
     )

@@ -37,7 +37,9 @@ def test_classes_come_from_the_data_and_live_in_the_checkpoint(
     trainer = make_trainer(max_epochs=1)
     module = fitted(data, trainer)
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
-    assert torch.load(tmp_path / "saved.ckpt", weights_only=True)["hyper_parameters"]["weights"] is None
+    hparams = torch.load(tmp_path / "saved.ckpt", weights_only=True)["hyper_parameters"]
+    assert hparams["weights"] is None
+    assert hparams["input_size"] == 32  # the size that the module was built for, whatever the default weights want
     for loaded in (
         TransferModule.load_from_checkpoint(tmp_path / "saved.ckpt"),
         ImageClassifier.load_from_checkpoint(str(tmp_path / "saved.ckpt"), map_location="cpu"),
