@@ -127,7 +127,9 @@ def test_a_gradient_that_was_there_is_dropped() -> None:
     assert all(p.grad is None for p in net.body.parameters())
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), AveragedModel], ids=str)
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), AveragedModel], ids=["deepcopy", "pickle", "EMA"]
+)
 def test_copies_are_frozen_and_thawed_on_their_own(copied) -> None:
     net = Net()
     freeze(net, "body")
