@@ -56,6 +56,7 @@ def plot_log(log: Path, picture: Path) -> Path:
         axes.plot(*zip(*sorted(points.items()), strict=True), marker=".", label=name)
     for axes, title in ((losses, "loss"), (metrics, "validation")):
         axes.set(xlabel="epoch", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:
             axes.legend()
     figure.savefig(picture, dpi=120)
