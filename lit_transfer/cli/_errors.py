@@ -26,7 +26,7 @@ def one_line(error: BaseException) -> str | None:
 
     jsonargparse wraps the error of a class that it builds; the innermost one says what is wrong.
     """
-    while error.__cause__ is not None and isinstance(error.__cause__, _USERS):
+    while isinstance(error, jsonargparse.ArgumentError) and isinstance(error.__cause__, _USERS):
         error = error.__cause__
     if not isinstance(error, _USERS):
         return None

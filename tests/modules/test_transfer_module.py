@@ -60,7 +60,9 @@ def test_subclass_trains_with_its_own_loss_and_metric(
     data: LightningDataModule, backbone: nn.Module, make_trainer: MakeTrainer
 ) -> None:
     trainer = make_trainer(max_epochs=8)
-    module = QuadrantRegressor(backbone, optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2))
+    module = QuadrantRegressor(
+        backbone, backbone_lr_factor=1.0, optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2)
+    )
     first = trainer.validate(module, data, verbose=False)[0]
     trainer.fit(module, data)
     assert "train_loss" in trainer.callback_metrics
