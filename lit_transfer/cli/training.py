@@ -1,12 +1,15 @@
 """`lit-transfer fit | validate | test`: LightningCLI with our classes as defaults, and a report at the end."""
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -48,8 +51,12 @@ class TransferCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let the checkpoint's hyperparameters be the model's defaults, so that files and flags win over them."""
+        subparser = self._subcommand_parsers[args[0]]
+        for key, room in (("model", modules), ("data", data)):
+            if chosen := _chosen_class(args, key, room):
+                subparser.set_defaults({key: {"class_path": chosen}})
         if saved := _saved_model(args):
-            self._subcommand_parsers[args[0]].set_defaults({"model": saved})
+            subparser.set_defaults({"model": saved})
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -100,6 +107,33 @@ def _saved_model(words: Sequence[str]) -> dict[str, Any] | None:
         "class_path": entry["class_path"],
         "init_args": {key: value for key, value in hparams.items() if not key.startswith("_")},
     }
+
+
+def _chosen_class(words: Sequence[str], key: str, room: ModuleType) -> str | None:
+    """Give the path of the class that the command line or its last config file chooses for `model` or `data`.
+
+    It must be the default before anything is parsed: jsonargparse lets the class that takes another's place keep
+    those of its arguments that both have, so that the default class's defaults would win over the chosen one's.
+    """
+    name = _value_of(words, f"--{key}") or _value_of(words, f"--{key}.class_path")
+    for option in ("--config", "-c"):
+        file = _value_of(words, option)
+        if name is None and file is not None and Path(file).is_file():
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            section = content.get(key) if isinstance(content, dict) else None
+            name = section.get("class_path") if isinstance(section, dict) else section
+    if name in room.__all__:
+        return f"{room.__name__}.{name}"
+    # A class of the user's own by its full path; a file or a wrong name is left to jsonargparse.
+    return name if isinstance(name, str) and _importable(name) else None
+
+
+def _importable(path: str) -> bool:
+    module, _, name = path.rpartition(".")
+    try:
+        return isinstance(getattr(importlib.import_module(module), name), type)
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 def _value_of(words: Sequence[str], option: str) -> str | None:

@@ -119,6 +119,16 @@ def test_the_optimizer_and_the_task_are_switched_by_flags(run, photos: Path) -> 
     assert yaml.safe_load(out)["data"]["class_path"] == "lit_transfer.data.DigitsData"
 
 
+def test_a_chosen_class_has_its_own_defaults(run, tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text("data:\n  class_path: lit_transfer.data.DigitsData\n")
+    for words in (["--data", "DigitsData"], ["--data=lit_transfer.data.DigitsData"], ["--config", "digits.yaml"]):
+        code, out, err = run("fit", *words, "--print_config")
+        assert code == 0, err
+        init_args = yaml.safe_load(out)["data"]["init_args"]
+        assert init_args["test_fraction"] == 0.2  # that of ImageFolderData is 0
+        assert init_args["num_workers"] == 0
+
+
 def test_a_callback_by_class_path(run, photos: Path) -> None:
     code, _, err = run(
         "fit",
