@@ -26,7 +26,7 @@ def one_line(error: BaseException) -> str | None:
 
     jsonargparse wraps the error of a class that it builds; the innermost one says what is wrong.
     """
-    while isinstance(error, jsonargparse.ArgumentError) and isinstance(error.__cause__, _USERS):
+    while _is_wrapping(error) and isinstance(error.__cause__, _USERS):
         error = error.__cause__
     if not isinstance(error, _USERS):
         return None
@@ -37,6 +37,11 @@ def one_line(error: BaseException) -> str | None:
     if "in DataLoader worker process" in lines[0]:
         return lines[-1].partition(": ")[2] or lines[-1]
     return " ".join(lines)
+
+
+def _is_wrapping(error: BaseException) -> bool:
+    said = str(error).lstrip().startswith(("Parser key", "Does not validate against", "Problem with given"))
+    return isinstance(error, jsonargparse.ArgumentError) or said
 
 
 def in_words(message: str, known: Iterable[str]) -> str:
