@@ -53,6 +53,10 @@ def in_words(message: str, known: Iterable[str]) -> str:
         message: The text of an `ArgumentError`.
         known: Names of options, arguments and classes that may have been meant.
     """
+    # An argument of a callback is tried on the base class too, which has none.
+    message = re.sub(
+        r"- Problem with given class_path 'lightning[\w.]*\.Callback':\s+Option '\w+' is not accepted", "", message
+    )
     key = ".".join(re.findall(r'Parser key "([\w.]+)"', message))
     if found := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"--{key}.{found[1]} is no option.{nearest(found[1], known)}"
@@ -62,7 +66,8 @@ def in_words(message: str, known: Iterable[str]) -> str:
     types = dict.fromkeys(name or literal for name, literal in wanted if name != "NoneType")
     got = re.search(r"Given value: (\S+)", message)
     if types and got:
-        return f"--{key} must be {' or '.join(types)}, got {got[1]!r}.{nearest(got[1], known)}"
+        literals = re.findall(r"'([\w-]+)'", " ".join(types))
+        return f"--{key} must be {' or '.join(types)}, got {got[1]!r}.{nearest(got[1], literals)}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return (
             f"--{key}: no class is called {found[1]!r}; give a class that is imported, or its full path."

@@ -154,6 +154,10 @@ def test_a_callback_by_class_path(run, photos: Path) -> None:
         (["--ckpt_path", "nowhere.ckpt"], ["ckpt_path", "nowhere.ckpt"]),
         (["--model.num_classes", "5"], ["num_classes=5", "2 classes"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (
+            ["--trainer.callbacks+=FinetuningSchedule", "--trainer.callbacks.phases=linear_prob"],
+            ["--trainer.callbacks.phases", "'linear_prob'", "Nearest: linear_probe"],
+        ),
         (["--model", "ImageClasifier"], ["ImageClasifier", "ImageClassifier"]),
     ],
 )
