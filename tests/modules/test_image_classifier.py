@@ -156,3 +156,19 @@ def test_probabilities_add_up_and_are_named(backbone: nn.Module) -> None:
     answer = module.describe_answer(rows[0])
     assert sum(answer.probabilities.values()) == pytest.approx(1)
     assert answer.probability == answer.probabilities[answer.label] == max(answer.probabilities.values())
+
+
+def test_a_checkpoint_needs_its_first_weights_no_more(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    file = tmp_path / "first.pth"
+    torch.save(ImageClassifier("resnet18", weights=None, num_classes=2).backbone.state_dict(), file)
+    module = ImageClassifier("resnet18", weights=str(file), num_classes=2)
+    trainer = make_trainer()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    file.unlink()
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert saved["hyper_parameters"]["weights"] is None
+    assert saved["hyper_parameters"]["input_size"] == 224
+    assert saved["lit_transfer"]["weights"] == str(file)
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "saved.ckpt")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in module.state_dict().items())
