@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lit_transfer.weights import WeightsError, load_weights
+from lit_transfer.weights import load_weights
 
 State = dict[str, Tensor]
 
@@ -278,38 +278,3 @@ def test_densenet_of_torchvisions_own_files() -> None:
         model.features.denseblock1.denselayer1.norm1.weight, source.features.denseblock1.denselayer1.norm1.weight
     )
     assert "DenseNet" in report.edit
-
-
-def test_files_by_strangers_load_with_the_path_alone(real: Path) -> None:
-    for path in [*real.glob("ckpts/squeezenets/*"), real / "weights/squeezenet1_0_imagenet_frozen_HamzaElhmd.pt"]:
-        expected = torch.load(path, map_location="cpu", weights_only=True)
-        for model in (*(torchvision.models.squeezenet1_0(num_classes=n) for n in (2, 4, 7)), _without_classifier()):
-            load_weights(model, path)
-            assert torch.equal(model.features[0].weight, expected["features.0.weight"])
-
-
-def _without_classifier() -> nn.Module:
-    model = torchvision.models.squeezenet1_0()
-    model.classifier = nn.Identity()
-    return model
-
-
-def test_twins_of_strangers_are_equal(real: Path) -> None:
-    class Three(nn.Module):
-        def __init__(self, sizes: list[int]) -> None:
-            super().__init__()
-            self.linears = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in sizes)
-
-    one, other = (Three([(3, 3)] * 3), Three([(3, 3)] * 3))
-    load_weights(one, real / "ckpts/course/lesson-30_model_in_gpu_0.pkl", head=[])
-    assert load_weights(other, real / "ckpts/course/lesson-30_model_in_multi_gpu.pkl").prefix == "module"
-    assert [layer.weight.shape for layer in one.linears] == [layer.weight.shape for layer in other.linears]
-
-
-def test_a_partial_file_of_a_stranger_loads_with_the_argument_that_the_error_names(real: Path) -> None:
-    model = torchvision.models.resnet18()
-    path = real / "weights/resnet18_partial_from_truncated_5c106cde.pt"
-    with pytest.raises(WeightsError, match="min_coverage=") as caught:
-        load_weights(model, path)
-    named = float(str(caught.value).split("min_coverage=")[1].split(" ")[0])
-    assert len(load_weights(model, path, min_coverage=named).loaded) == 16
