@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_transfer.backbones import create_backbone, list_backbones
+    from lit_transfer.devices import emptiest_gpus
     from lit_transfer.freezing import freeze, frozen_names, unfreeze
     from lit_transfer.parameter_groups import param_groups
     from lit_transfer.predictor import load_predictor
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "WeightsError": "weights",
     "create_backbone": "backbones",
+    "emptiest_gpus": "devices",
     "freeze": "freezing",
     "frozen_names": "freezing",
     "list_backbones": "backbones",
@@ -42,6 +44,7 @@ __all__ = [  # noqa: RUF022  (in the order in which a reader meets them)
     "frozen_names",
     "param_groups",
     "load_predictor",
+    "emptiest_gpus",
 ]
 __version__ = "0.1.0"
 

@@ -10,6 +10,7 @@ PUBLIC = {
     "lit_transfer": [
         "WeightsError",
         "create_backbone",
+        "emptiest_gpus",
         "freeze",
         "frozen_names",
         "list_backbones",

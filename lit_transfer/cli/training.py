@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,6 +21,7 @@ from lit_transfer import callbacks as callbacks
 from lit_transfer import data as data
 from lit_transfer import modules as modules
 from lit_transfer.cli._errors import in_words
+from lit_transfer.cli._gpus import trainer_devices
 from lit_transfer.cli._noise import quiet_lightning
 from lit_transfer.cli._report import print_report
 from lit_transfer.modules import read_saved
@@ -41,7 +43,8 @@ class TransferCLI(LightningCLI):
         return {name: commands[name] for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Make the image classifier and the folder of images the defaults."""
+        """Make the image classifier and the folder of images the defaults, and add what is no class's argument."""
+        parser.add_argument("--gpus", type=PositiveInt | None, help="Train on this many GPUs: the emptiest ones.")
         parser.set_defaults(
             {
                 "model": {"class_path": "lit_transfer.modules.ImageClassifier"},
@@ -84,6 +87,7 @@ class TransferCLI(LightningCLI):
             monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
             best = ModelCheckpoint(monitor=monitor, mode=mode, filename="best", save_last=True)
             kwargs["callbacks"] = [*callbacks, best]
+        kwargs |= trainer_devices(self._get(self.config_init, "gpus"), given)
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:

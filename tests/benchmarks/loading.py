@@ -10,14 +10,13 @@ imports. Linux only: it reads /proc.
 import argparse
 import contextlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -143,9 +142,10 @@ METHODS = {
 }
 
 
-def resident() -> float:
-    """Resident memory in MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+def resident(kind: Literal["VmRSS", "VmHWM"]) -> float:
+    """Resident memory of this process in MiB, now or at its highest (`ru_maxrss` would begin at the parent's size)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
 
 
 def measure(name: str, folder: Path) -> dict[str, float]:
@@ -153,15 +153,14 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     torch.set_num_threads(2)
     build, load = METHODS[name](folder)
     model = build()
-    before = resident()
+    before = resident("VmRSS")
     start = time.perf_counter()
     result = load(model)
     seconds = time.perf_counter() - start
     loaded = result if isinstance(result, nn.Module) else model
     with torch.no_grad():
         checked = sum(p.view(-1)[::1024].sum().item() for p in loaded.parameters())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "over": peak - before, "checked": checked}
+    return {"seconds": seconds, "over": resident("VmHWM") - before, "checked": checked}
 
 
 def floor(folder: Path) -> float:
