@@ -65,6 +65,11 @@ class Checkpoint:
         """Classes and functions that a full unpickler would have imported, and could have called."""
         return tuple(sorted(name for name in self.content.globals if not is_harmless(name)))
 
+    @property
+    def foreign_calls(self) -> tuple[str, ...]:
+        """The first call of each function and class that a full unpickler would have called, in words."""
+        return tuple(call for name in self.foreign_globals if (call := self.content.globals[name]))
+
     def state_dict(self, key: str | None = None) -> StateDict:
         """The state dict at the dotted place `key`; the one with most tensors if no key is given.
 

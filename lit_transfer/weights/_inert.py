@@ -16,6 +16,7 @@ from lit_transfer.weights._stand_ins import BUILDERS, Global, InertDict, StandIn
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_OPERATIONS = 2_000_000  # a training state of 75,000 tensors; each operation costs at most 300 bytes and 2 us
 MAX_LINE_BYTES = 65_536
+_MAX_WORDS = 200
 
 
 class _Operations(dict[int, Callable[..., None]]):
@@ -64,7 +65,11 @@ class BoundedReader:
 
 
 class InertUnpickler(pickle._Unpickler):
-    """An unpickler whose every global is dead. `globals` collects the names that a full unpickler would import."""
+    """An unpickler whose every global is dead.
+
+    `globals` collects the names that a full unpickler would import, each with the first call of it in words ("" if it
+    is not called).
+    """
 
     # What the base class sets in load(), and has no annotations for.
     stack: list[Any]
@@ -77,11 +82,11 @@ class InertUnpickler(pickle._Unpickler):
         super().__init__(reader, encoding="latin1")
         self.reader = reader
         self.load_persistent = load_persistent
-        self.globals: set[str] = set()
+        self.globals: dict[str, str] = {}
         self.dispatch = _Operations({**pickle._Unpickler.dispatch, **_OPERATIONS})  # type: ignore[misc]  # one counter for each run
 
     def find_class(self, module: str, name: str) -> Any:
-        self.globals.add(f"{module}.{name}")
+        self.globals.setdefault(f"{module}.{name}", "")
         return Global(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -91,15 +96,24 @@ class InertUnpickler(pickle._Unpickler):
         raise WeightsError(f"the pickle uses the copyreg extension {code}, which no checkpoint needs")
 
     def _instantiate(self, klass: Any, args: Any) -> None:
+        self._note_call(klass, tuple(args))
         self.append(_call(klass, tuple(args)))
 
     def load_reduce(self) -> None:
+        self._note_call(self.stack[-2], self.stack[-1])
+        self.load_newobj()
+
+    def load_newobj(self) -> None:
         args = self.stack.pop()
         self.stack[-1] = _call(self.stack[-1], args)
 
     def load_newobj_ex(self) -> None:
         self.stack.pop()
-        self.load_reduce()
+        self.load_newobj()
+
+    def _note_call(self, function: Any, args: Any) -> None:
+        if isinstance(function, Global) and function.name not in BUILDERS and not self.globals.get(function.name):
+            self.globals[function.name] = f"{function.name}({_in_words(args)})"
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -158,7 +172,7 @@ class InertUnpickler(pickle._Unpickler):
 
 _METHODS = {
     pickle.REDUCE: InertUnpickler.load_reduce,
-    pickle.NEWOBJ: InertUnpickler.load_reduce,  # the same two operands: a class and a tuple
+    pickle.NEWOBJ: InertUnpickler.load_newobj,
     pickle.NEWOBJ_EX: InertUnpickler.load_newobj_ex,
     pickle.BUILD: InertUnpickler.load_build,
     pickle.APPEND: InertUnpickler.load_append,
@@ -174,11 +188,11 @@ _METHODS = {
 _OPERATIONS: dict[int, Callable[..., None]] = {code[0]: method for code, method in _METHODS.items()}
 
 
-def unpickle(stream: IO[bytes], end: int, load_persistent: Callable[[Any], Any]) -> tuple[Any, set[str]]:
+def unpickle(stream: IO[bytes], end: int, load_persistent: Callable[[Any], Any]) -> tuple[Any, dict[str, str]]:
     """One pickle from where `stream` stands, reading no byte at or after `end`.
 
     Returns:
-        The content, and the names of the globals that a full unpickler would have imported.
+        The content, and the names of the globals that a full unpickler would have imported, with their first calls.
 
     Raises:
         WeightsError: The pickle is damaged, hostile or too large.
@@ -197,7 +211,7 @@ def unpickle(stream: IO[bytes], end: int, load_persistent: Callable[[Any], Any])
             gc.enable()
 
 
-def unpickle_bytes(data: bytes, load_persistent: Callable[[Any], Any]) -> tuple[Any, set[str]]:
+def unpickle_bytes(data: bytes, load_persistent: Callable[[Any], Any]) -> tuple[Any, dict[str, str]]:
     """As `unpickle`, from memory."""
     return unpickle(io.BytesIO(data), len(data), load_persistent)
 
@@ -209,3 +223,16 @@ def _call(function: Any, args: Any) -> Any:
         raise WeightsError(f"the pickle calls {function.name} with a {type(args).__name__} for arguments")
     builder = BUILDERS.get(function.name)
     return builder(*args) if builder else StandIn(function.name, args)
+
+
+def _in_words(args: Any) -> str:
+    """The plain arguments of a call, cut short: what a hostile file would have run."""
+    if not isinstance(args, tuple):
+        return "..."
+    shown = (repr(a[:_MAX_WORDS] if isinstance(a, str | bytes) else a) if _is_plain(a) else "..." for a in args[:4])
+    text = ", ".join([*shown, *(["..."] if len(args) > 4 else [])])
+    return text if len(text) <= _MAX_WORDS else f"{text[:_MAX_WORDS]}..."
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | bytes | float) or (isinstance(value, int) and abs(value) < 2**60)

@@ -29,7 +29,7 @@ def read_sharded(file: SourceFile, read: Callable[[SourceFile], Content]) -> Con
         if not isinstance(tensor, FileTensor):
             raise WeightsError(f"{file.path} says that {name!r} is in {shard}, but it is not")
         root[name] = tensor
-    names = frozenset().union(*(content.globals for content in shards.values()))
+    names = {name: call for content in shards.values() for name, call in content.globals.items()}
     formats = " and ".join(sorted({content.format for content in shards.values()}))
     return Content(root, f"{formats} in {len(shards)} shards", file, names)
 

@@ -101,7 +101,7 @@ def read_torch_legacy(file: SourceFile) -> Content:
         storages = _LegacyStorages(file, swapped)
         root, names = unpickle(stream, file.size, storages.load)
         storages.place(load(), stream.tell())
-    return Content(root, "legacy torch pickle", file, frozenset(names))
+    return Content(root, "legacy torch pickle", file, names)
 
 
 def _refuse(pid: Any) -> Any:

@@ -39,7 +39,7 @@ def read_torch_tar(file: SourceFile) -> Content:
         start, end = places["pickle"]
         stream.seek(start)
         root, names = unpickle(stream, end, partial(_persistent, known))
-    return Content(root, "legacy torch tar", file, frozenset(names))
+    return Content(root, "legacy torch tar", file, names)
 
 
 def _persistent(known: dict[Any, Any], pid: Any) -> Any:

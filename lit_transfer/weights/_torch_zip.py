@@ -45,7 +45,7 @@ def read_torch_zip(file: SourceFile) -> Content:
 
     content, names = unpickle_bytes(data, storage)
     script = any(name.startswith(root + "code/") for name in members)
-    return Content(content, "TorchScript archive" if script else "torch zip", file, frozenset(names))
+    return Content(content, "TorchScript archive" if script else "torch zip", file, names)
 
 
 def _root(file: SourceFile, members: dict[str, zipfile.ZipInfo]) -> str:
