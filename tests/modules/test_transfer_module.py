@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, Metric
 
@@ -157,6 +157,23 @@ def test_a_backbone_given_as_a_module_is_given_again(
     torch.load(tmp_path / "saved.ckpt", weights_only=True)
     loaded = QuadrantRegressor.load_from_checkpoint(tmp_path / "saved.ckpt", backbone=backbone)
     assert same(state(loaded), state(module))
+
+
+class AfterSanityCheck(Callback):
+    """Keeps what had been logged when the sanity check was over."""
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.logged = set(trainer.callback_metrics)
+
+
+def test_the_sanity_check_measures_nothing(
+    data: LightningDataModule, backbone: nn.Module, make_trainer: MakeTrainer
+) -> None:
+    seen = AfterSanityCheck()
+    trainer = make_trainer(max_epochs=1, num_sanity_val_steps=1, callbacks=[seen])
+    trainer.fit(ImageClassifier(backbone), data)
+    assert seen.logged == {"val_loss"}
+    assert {"val_loss", "val_acc"} <= set(trainer.callback_metrics)
 
 
 def test_resetting_the_head_leaves_the_backbone(backbone: nn.Module) -> None:
