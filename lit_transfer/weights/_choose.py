@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
+from lit_transfer.weights._checkpoint import Checkpoint
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._guess import looks_like
+from lit_transfer.weights._layouts import StateDict, is_optimizer_state
 from lit_transfer.weights._match import Match
 from lit_transfer.weights._plan import Plan
 from lit_transfer.weights._target import is_counter, is_under
@@ -34,15 +36,48 @@ def choose(candidates: Sequence[Candidate], prefer: Prefer) -> tuple[Plan, str]:
         if plan.complete:  # a small part of the model that something in the file happens to fit
             plan = replace(plan, problems=(f"it fits only {match.part!r}; target={match.part!r} accepts that",))
         return replace(plan, problems=(_diagnosis(match), *plan.problems)), ""
-    ranked = sorted(complete, key=lambda c: _rank(c[0], prefer))
+    ranked = sorted(complete, key=lambda c: _match_rank(c[0], prefer))
     first, others = ranked[0], ranked[1:]
-    equal = [other for other in others if _rank(other[0], prefer) == _rank(first[0], prefer)]
+    equal = [other for other in others if _match_rank(other[0], prefer) == _match_rank(first[0], prefer)]
     if equal:
         raise WeightsError(_ambiguous(first, equal[0]))
     if not others:
         return first[1], ""
     passed = ", ".join(f"key={_name(match)}" for match, _ in others)
     return first[1], f"{_name(first[0])} was chosen; the file also has {passed}"
+
+
+def main_state_dict(checkpoint: Checkpoint, key: str | None = None, prefer: Prefer = "ema") -> tuple[StateDict, str]:
+    """The network's state dict in a checkpoint where no model tells which one is meant, and a sentence on the choice.
+
+    Of those that have at least half as many tensors as the largest, it is the one that `load_weights` would prefer.
+    What lies in an optimizer's state comes last.
+
+    Args:
+        checkpoint: What open_checkpoint returned.
+        key: Dotted place of the state dict; found if not given.
+        prefer: See load_weights.
+
+    Raises:
+        WeightsError: There is none at that place, none at all, or two that are equally likely.
+    """
+    if key is not None or len(checkpoint.state_dicts) < 2:
+        return checkpoint.state_dict(key), ""
+    networks = [found for found in checkpoint.state_dicts if not is_optimizer_state(found)]
+    networks = networks or list(checkpoint.state_dicts)
+    largest = max(map(len, networks))
+    ranked = sorted(
+        (found for found in networks if 2 * len(found) >= largest), key=lambda f: _rank(f.kind, f.key, prefer)
+    )
+    first, others = ranked[0], ranked[1:]
+    for other in others:
+        if _rank(other.kind, other.key, prefer) == _rank(first.kind, first.key, prefer):
+            raise WeightsError(
+                f"{checkpoint.name} holds several networks, {first.key!r} ({len(first)} tensors) and {other.key!r} "
+                f"({len(other)} tensors): choose with key={first.key!r} or key={other.key!r}"
+            )
+    passed = ", ".join(f"key={other.key!r}" for other in others)
+    return first, f"{first.key!r} was chosen; the file also has {passed}" if others else ""
 
 
 def _diagnosis(match: Match) -> str:
@@ -111,13 +146,17 @@ def _dominant(candidates: list[Candidate]) -> list[Candidate]:
     return kept
 
 
-def _rank(match: Match, prefer: Prefer) -> tuple[int, ...]:
-    words = set(re.split(r"[._]", match.label.lower()))
+def _match_rank(match: Match, prefer: Prefer) -> tuple[int, ...]:
+    return _rank(match.state_dict.kind, match.label, prefer)
+
+
+def _rank(kind: str, label: str, prefer: Prefer) -> tuple[int, ...]:
+    words = set(re.split(r"[._]", label.lower()))
     averaged, teacher, student = "ema" in words, "teacher" in words, "student" in words
     if prefer == "plain":
         averaged, teacher, student = not averaged, student, teacher
     return (
-        int(match.state_dict.kind == "module"),
+        int(kind == "module"),
         int(not averaged),
         0 if teacher else 2 if student else 1,
         int(bool(words & _FOLLOWERS)),

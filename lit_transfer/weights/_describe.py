@@ -1,18 +1,22 @@
 """What is in a checkpoint, and how two of them differ: plain values for `inspect`, `diff` and programs."""
 
+import math
 from typing import Any
 
 import torch
 
 from lit_transfer.weights._checkpoint import Checkpoint
+from lit_transfer.weights._choose import main_state_dict
+from lit_transfer.weights._classes import classes_of_file
 from lit_transfer.weights._edits import prefix_pairs
 from lit_transfer.weights._guess import looks_like
-from lit_transfer.weights._layouts import StateDict
+from lit_transfer.weights._layouts import StateDict, is_optimizer_state
 from lit_transfer.weights._lazy import FileTensor, LazyTensor, MemoryTensor
 from lit_transfer.weights._stand_ins import Global, StandIn
 from lit_transfer.weights._target import is_under
 
 _MAX_ENTRIES = 12
+_RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
 def describe(checkpoint: Checkpoint, *, depth: int = 2) -> dict[str, Any]:
@@ -24,22 +28,26 @@ def describe(checkpoint: Checkpoint, *, depth: int = 2) -> dict[str, Any]:
 
     Returns:
         Plain values that JSON can hold: `source`, `format`, `bytes`, `contents` (by nesting level), `state_dicts`
-        (key, kind, tensors, parameters, bytes, dtypes, devices, prefix, looks_like), `epoch`, `global_step`,
-        `optimizer_groups`, and `would_import`: what a full unpickler would have imported and could have run.
+        (key, kind, tensors, parameters, bytes, dtypes, devices, prefix, looks_like, the first and the last name),
+        `epoch`, `global_step`, `class_names`, `metadata`, `optimizer_groups`, and `would_import` and `would_call`:
+        what a full unpickler would have imported, and the first call of each function in words. `parameters` counts
+        elements without running statistics, integers and what is tied to another tensor.
     """
     root = checkpoint.root if isinstance(checkpoint.root, dict) else {}
-    file = checkpoint.content.file
     large = [found for found in checkpoint.state_dicts if len(found) > 1] or list(checkpoint.state_dicts)
     return {
         "source": checkpoint.name,
         "format": checkpoint.format,
-        "bytes": file.size if file is not None else None,
+        "bytes": _bytes(checkpoint),
         "contents": _contents(checkpoint.root, depth),
-        "state_dicts": [_state_dict(found) for found in large if not _is_moment(found)],
+        "state_dicts": [_state_dict(found) for found in large if not is_optimizer_state(found)],
         "epoch": _number(root.get("epoch")),
         "global_step": _number(root.get("global_step")),
+        "class_names": list(classes_of_file(checkpoint) or ()) or None,
+        "metadata": checkpoint.metadata,
         "optimizer_groups": _optimizer_groups(root),
         "would_import": list(checkpoint.foreign_globals),
+        "would_call": list(checkpoint.foreign_calls),
     }
 
 
@@ -48,34 +56,43 @@ def diff_checkpoints(
 ) -> dict[str, Any]:
     """Compare two checkpoints tensor by tensor; one tensor of each is in memory at a time.
 
-    Prefixes that all names of one side have, and the other side not, are removed first.
+    Prefixes in which the names of the two sides differ are removed first; what lies outside of them is there on one
+    side only. Two nan at the same place are equal.
 
     Args:
         one: The first checkpoint.
         other: The second checkpoint.
-        key: Place of the state dict in the first; the largest if not given.
+        key: Place of the state dict in the first; found as main_state_dict does if not given.
         other_key: The same for the second.
         tolerance: Largest absolute difference that counts as equal.
 
     Returns:
-        Plain values that JSON can hold: `prefixes`, `equal` (names), `different` (name -> largest absolute
-        difference), `shapes` (name -> both shapes), `dtypes` (name -> both), `only_in_first`, `only_in_second`.
+        Plain values that JSON can hold: `sources`, `keys`, `prefixes` and `notes` (which state dicts were compared),
+        `equal` (names), `different` (name -> largest absolute difference, None where one has nan or infinity),
+        `shapes` (name -> both shapes), `dtypes` (name -> both), `only_in_first`, `only_in_second`.
+
+    Raises:
+        WeightsError: There is no state dict at a key, or several that are equally likely.
     """
-    first, second = one.state_dict(key), other.state_dict(other_key)
+    (first, note), (second, other_note) = main_state_dict(one, key), main_state_dict(other, other_key)
     prefixes = prefix_pairs({n: t.shape for n, t in first.items()}, {n: t.shape for n, t in second.items()}, limit=1)[0]
     ours, theirs = _inside(first, prefixes[0]), _inside(second, prefixes[1])
+    notes = [f"{side.name}: {said}" for side, said in ((one, note), (other, other_note)) if said]
     result: dict[str, Any] = {
+        "sources": [one.name, other.name],
+        "keys": [first.key, second.key],
         "prefixes": list(prefixes),
+        "notes": notes,
         "equal": [],
         "different": {},
         "shapes": {},
         "dtypes": {},
-        "only_in_first": [name for name in ours if name not in theirs],
-        "only_in_second": [name for name in theirs if name not in ours],
+        "only_in_first": [n for n in ours if n not in theirs] + _outside(first, prefixes[0]),
+        "only_in_second": [n for n in theirs if n not in ours] + _outside(second, prefixes[1]),
     }
-    for name in ours.keys() & theirs.keys():
-        _compare(name, ours[name], theirs[name], tolerance, result)
-    result["equal"].sort()
+    for name, tensor in ours.items():
+        if name in theirs:
+            _compare(name, tensor, theirs[name], tolerance, result)
     return result
 
 
@@ -86,15 +103,23 @@ def _compare(name: str, one: LazyTensor, other: LazyTensor, tolerance: float, re
         result["shapes"][name] = [list(one.shape), list(other.shape)]
         return
     a, b = one.read(), other.read()
-    if torch.equal(a, b):
-        result["equal"].append(name)
-        return
-    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
-    gap = (a.to(wide) - b.to(wide)).abs().max().item()
-    if gap <= tolerance:  # never true for nan
+    wide = _widest(a.dtype, b.dtype)
+    same = a.dtype == b.dtype and torch.equal(a, b)
+    if same or torch.allclose(a.to(wide), b.to(wide), rtol=0, atol=tolerance, equal_nan=True):
         result["equal"].append(name)
     else:
-        result["different"][name] = gap
+        gap = (a.to(wide) - b.to(wide)).abs().max().item()
+        result["different"][name] = gap if math.isfinite(gap) else None
+
+
+def _widest(*dtypes: torch.dtype) -> torch.dtype:
+    if any(dtype.is_complex for dtype in dtypes):
+        return torch.complex128
+    return torch.float64 if any(dtype.is_floating_point for dtype in dtypes) else torch.int64
+
+
+def _outside(state_dict: StateDict, prefix: str) -> list[str]:
+    return [name for name in state_dict if not is_under(name, prefix)]
 
 
 def _inside(state_dict: StateDict, prefix: str) -> dict[str, LazyTensor]:
@@ -108,13 +133,41 @@ def _state_dict(found: StateDict) -> dict[str, Any]:
         "key": found.key,
         "kind": found.kind,
         "tensors": len(tensors),
-        "parameters": sum(tensor.nbytes // tensor.dtype.itemsize for tensor in tensors),
+        "parameters": _parameters(found),
         "bytes": sum(tensor.nbytes for tensor in tensors),
         "dtypes": sorted({_plain(tensor.dtype) for tensor in tensors}),
         "devices": sorted({tensor.location for tensor in tensors}),
         "prefix": _common_prefix(found),
         "looks_like": looks_like(found),
+        "first": _named(found, next(iter(found))),
+        "last": _named(found, next(reversed(list(found)))),
     }
+
+
+def _bytes(checkpoint: Checkpoint) -> int | None:
+    """Size of the file, or of all files of a sharded checkpoint; None in memory."""
+    tensors = (tensor for found in checkpoint.state_dicts for tensor in found.values())
+    files = {tensor.storage.file for tensor in tensors if isinstance(tensor, FileTensor)}
+    files |= {checkpoint.content.file} if checkpoint.content.file else set()
+    return sum(file.size for file in files) if files else None
+
+
+def _parameters(found: StateDict) -> int:
+    places = {
+        tensor.place(): tensor.nbytes // tensor.dtype.itemsize
+        for name, tensor in found.items()
+        if (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+        and name.rpartition(".")[2] not in _RUNNING_STATISTICS
+    }
+    return sum(places.values())
+
+
+def _named(found: StateDict, name: str) -> str:
+    return f"{name} {_shape(found[name])}"
+
+
+def _shape(tensor: LazyTensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
 
 
 def _common_prefix(found: StateDict) -> str:
@@ -129,14 +182,9 @@ def _common_prefix(found: StateDict) -> str:
     return ".".join(common)
 
 
-def _is_moment(found: StateDict) -> bool:
-    """Whether this is an optimizer's state of one parameter."""
-    return "state" in found.key.split(".")[:-1] and any("optim" in part for part in found.key.split("."))
-
-
 def _contents(value: Any, depth: int) -> Any:
     if isinstance(value, FileTensor | MemoryTensor):
-        return f"tensor {list(value.shape)} {_plain(value.dtype)}"
+        return f"tensor {_shape(value)} {_plain(value.dtype)}"
     if isinstance(value, StandIn | Global):
         return f"object {value.name}"
     if isinstance(value, dict):

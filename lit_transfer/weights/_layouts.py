@@ -38,6 +38,11 @@ class StateDict(Mapping[str, LazyTensor]):
         return len(self.tensors)
 
 
+def is_optimizer_state(found: StateDict) -> bool:
+    """Whether this is, or lies in, an optimizer's state: its place in the file says so."""
+    return any("optim" in part.lower() for part in found.key.split("."))
+
+
 def find_state_dicts(root: Any) -> tuple[StateDict, ...]:
     """Each dictionary that holds tensors under names, and each pickled module, in the order of the file."""
     search = _Search()

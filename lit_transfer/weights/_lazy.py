@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_transfer.weights._errors import WeightsError
-
-MapLocation: TypeAlias = "str | torch.device | dict[str, str] | Callable[[torch.UntypedStorage, str], object] | None"
+from lit_transfer.weights._map_location import MapLocation, placed
+from lit_transfer.weights._pickled import ArrayTensor, UnreadTensor
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,23 @@ class SourceFile:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A run of bytes in a file that one or more tensors look at. `locate` gives its first byte, and checks it."""
+    """A run of bytes in a file that one or more tensors look at.
+
+    Attributes:
+        file: The file.
+        nbytes: Length.
+        locate: Gives its first byte, and checks it.
+        location: The device that the file names.
+        swapped: Whether the bytes of each number are in the order of another machine.
+        verify: Compares the bytes with their checksum, where the format has one.
+    """
 
     file: SourceFile
     nbytes: int
     locate: Callable[[IO[bytes]], int]
     location: str = "cpu"
     swapped: bool = False
+    verify: Callable[[IO[bytes]], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +115,10 @@ class FileTensor:
     def read(self, map_location: MapLocation = None) -> Tensor:
         """The tensor itself: on the CPU, or where `map_location` puts it (a string, a device, a dict, a callable)."""
         with self.storage.file.open() as handle:
+            if self.storage.verify and is_mostly_wanted(self.storage, self.nbytes):
+                self.storage.verify(handle)
             values = self._values(handle)
-        return _placed(values, self.location, map_location)
+        return placed(values, self.location, map_location)
 
     def read_into(self, target: Tensor, handle: IO[bytes]) -> None:
         """Write the values into `target`: straight into its memory where layout and dtype allow, else by a copy."""
@@ -176,7 +188,7 @@ class MemoryTensor:
 
     def read(self, map_location: MapLocation = None) -> Tensor:
         """The tensor itself, where it is or where `map_location` puts it."""
-        return _placed(self.tensor.detach(), self.location, map_location)
+        return placed(self.tensor.detach(), self.location, map_location)
 
     def check(self, handle: None = None) -> None:
         """Raise a WeightsError if there are no values to copy."""
@@ -188,7 +200,12 @@ class MemoryTensor:
         target.copy_(self.tensor.detach())
 
 
-LazyTensor: TypeAlias = FileTensor | MemoryTensor
+LazyTensor: TypeAlias = FileTensor | MemoryTensor | ArrayTensor | UnreadTensor
+
+
+def is_mostly_wanted(storage: Storage, nbytes: int) -> bool:
+    """Whether so much of a storage is to be read that its checksum is worth reading the rest."""
+    return 2 * nbytes >= storage.nbytes
 
 
 def _row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
@@ -198,22 +215,3 @@ def _row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
             return False
         expected *= size
     return True
-
-
-def _placed(values: Tensor, location: str, map_location: MapLocation) -> Tensor:
-    """Move to where `map_location` says. None, or a dict without the tag, leaves the values where they are."""
-    if map_location is None:
-        return values
-    if isinstance(map_location, dict):
-        return values.to(map_location[location]) if location in map_location else values
-    if isinstance(map_location, str | torch.device):
-        return values.to(map_location)
-    values = values.contiguous()
-    moved = map_location(values.untyped_storage(), location)
-    if moved is None:
-        return values
-    if isinstance(moved, torch.storage.TypedStorage):
-        moved = moved._untyped_storage
-    if not isinstance(moved, torch.UntypedStorage):
-        raise TypeError(f"map_location must return a storage or None, got {type(moved).__name__}")
-    return torch.empty(0, dtype=values.dtype, device=moved.device).set_(moved, 0, values.shape, values.stride())

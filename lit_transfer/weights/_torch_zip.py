@@ -1,12 +1,17 @@
 """Torch's zip format: a pickle beside one stored member for each storage.
 
-Layout: `NAME/data.pkl`, `NAME/data/KEY` (raw bytes, stored, aligned to 64), `NAME/byteorder`, `NAME/version`.
+Layout: `NAME/data.pkl`, `NAME/data/KEY` (raw bytes, stored, aligned to 64), `NAME/byteorder`, `NAME/version`. The
+archive's CRC-32 of a member is 0 where the author told torch not to compute it.
 Source: torch/serialization.py and caffe2/serialize/inline_container.cc.
 """
 
 import struct
 import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import IO, Any
 
 from lit_transfer.weights._content import Content
@@ -16,12 +21,19 @@ from lit_transfer.weights._lazy import SourceFile, Storage
 from lit_transfer.weights._stand_ins import TypedStorage, storage_dtype
 
 MAX_MEMBERS = 1_000_000
+_CHUNK = 2**20
 
 
-def read_torch_zip(file: SourceFile) -> Content:
-    """Read the pickle of a torch zip file; the storages stay in the file."""
+def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
+    """Read the pickle of a torch zip file; the storages stay in the file.
+
+    Args:
+        file: The file.
+        verify: Whether the storages get a checksum to be compared with when they are read.
+    """
     try:
         with zipfile.ZipFile(file.path) as archive:
+            _require_apart(file, archive.infolist())
             members = {info.filename: info for info in archive.infolist()}
             root = _root(file, members)
             data = _small_member(archive, members[root + "data.pkl"], file)
@@ -40,12 +52,25 @@ def read_torch_zip(file: SourceFile) -> Content:
         kind, key, location, count = _storage_id(pid)
         dtype = storage_dtype(kind)
         if key not in storages:
-            storages[key] = _storage(file, members, f"{root}data/{key}", count * dtype.itemsize, location, swapped)
+            found = _storage(file, members, f"{root}data/{key}", count * dtype.itemsize, location, swapped)
+            storages[key] = found if verify else replace(found, verify=None)
         return TypedStorage(storages[key], dtype)
 
     content, names = unpickle_bytes(data, storage)
     script = any(name.startswith(root + "code/") for name in members)
     return Content(content, "TorchScript archive" if script else "torch zip", file, names)
+
+
+def _require_apart(file: SourceFile, infos: list[zipfile.ZipInfo]) -> None:
+    """Raise a WeightsError if two members have one name, or share bytes."""
+    if len({info.filename for info in infos}) != len(infos):
+        raise WeightsError(f"{file.path} is a zip file with two members of one name: no checkpoint is like that")
+    for one, other in pairwise(sorted(infos, key=lambda info: info.header_offset)):
+        if one.header_offset + 30 + len(one.orig_filename) + one.compress_size > other.header_offset:
+            raise WeightsError(
+                f"{file.path} is a zip file whose members {one.filename!r} and {other.filename!r} overlap: no "
+                "checkpoint is like that"
+            )
 
 
 def _root(file: SourceFile, members: dict[str, zipfile.ZipInfo]) -> str:
@@ -63,6 +88,10 @@ def _small_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: SourceF
     """The bytes of a member. A stored one cannot be larger than the file; a packed one is a bomb if it says more."""
     if info.file_size > MAX_PICKLE_BYTES or info.file_size > 100 * file.size:
         raise WeightsError(f"{file.path}: {info.filename} declares {info.file_size:,} bytes: damaged, or a zip bomb")
+    if info.CRC == 0 and info.compress_type == zipfile.ZIP_STORED:  # not computed: zipfile would call it bad
+        with file.open() as handle:
+            handle.seek(_first_byte(file, info.header_offset, info.filename, handle))
+            return handle.read(info.file_size)
     with archive.open(info) as member:
         return member.read(info.file_size)
 
@@ -86,7 +115,24 @@ def _storage(
         raise WeightsError(f"{file.path} was zipped again with compression: unpack it and zip it with `zip -0 -r`")
     if info.file_size < nbytes or info.header_offset + info.file_size > file.size:
         raise WeightsError(f"{file.path}: member {name!r} has {info.file_size} bytes where {nbytes} are needed")
-    return Storage(file, nbytes, partial(_first_byte, file, info.header_offset, name), location, swapped)
+    locate = partial(_first_byte, file, info.header_offset, name)
+    verify = partial(_verify, file, info, locate) if info.CRC else None
+    return Storage(file, nbytes, locate, location, swapped, verify)
+
+
+def _verify(file: SourceFile, info: zipfile.ZipInfo, locate: Callable[[IO[bytes]], int], handle: IO[bytes]) -> None:
+    """Compare a member's bytes with the archive's CRC-32 of them."""
+    handle.seek(locate(handle))
+    left, found = info.file_size, 0
+    while left and (chunk := handle.read(min(left, _CHUNK))):
+        found = zlib.crc32(chunk, found)
+        left -= len(chunk)
+    if left or found != info.CRC:
+        raise WeightsError(
+            f"{file.path}: the bytes of member {info.filename!r} do not have the checksum that the archive names: "
+            "damaged since they were written; copy or download the file again "
+            "(open_checkpoint(path, verify=False) reads it as it is)"
+        )
 
 
 def _first_byte(file: SourceFile, header: int, name: str, handle: IO[bytes]) -> int:

@@ -1,0 +1,97 @@
+"""Tensors whose values lie in the pickle itself (numpy arrays), and those that are not read (quantised, sparse, shards).
+
+Both have the face of a FileTensor, so that they are matched, listed and refused under their names.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._map_location import MapLocation, placed
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayTensor:
+    """A numpy array as a tensor. Its bytes belong to somebody else: every read is a copy."""
+
+    array: "np.ndarray[Any, Any]"
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, array: "np.ndarray[Any, Any]") -> "ArrayTensor | None":
+        """The array as a tensor; None if torch has no such kind of number."""
+        try:
+            return cls(array, torch.from_numpy(np.empty(0, array.dtype.newbyteorder("="))).dtype)
+        except TypeError:
+            return None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return int(self.array.nbytes)
+
+    @property
+    def location(self) -> str:
+        """Arrays are always on the CPU."""
+        return "cpu"
+
+    def place(self) -> object:
+        """A value that is equal for two arrays of the same memory."""
+        return (self.array.__array_interface__["data"][0], self.dtype, self.shape, self.array.strides)
+
+    def read(self, map_location: MapLocation = None) -> Tensor:
+        """A copy in this machine's byte order and row-major, where `map_location` puts it."""
+        native = np.array(self.array, dtype=self.array.dtype.newbyteorder("="), order="C")
+        return placed(torch.from_numpy(native), self.location, map_location)
+
+    def check(self, handle: None = None) -> None:
+        """There is nothing to check: the bytes are in memory."""
+
+    def read_into(self, target: Tensor, handle: None = None) -> None:
+        """Copy the values into `target`."""
+        target.copy_(self.read())
+
+
+@dataclass(frozen=True, eq=False)
+class UnreadTensor:
+    """A tensor that the file holds in a form that is not read; `why` says which, and what to do."""
+
+    why: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values would have as a plain tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def location(self) -> str:
+        """Not told by such tensors."""
+        return "cpu"
+
+    def place(self) -> object:
+        """Each is a tensor of its own."""
+        return id(self)
+
+    def check(self, handle: None = None) -> None:
+        """Raise the WeightsError that says why it is not read."""
+        raise WeightsError(self.why)
+
+    def read(self, map_location: MapLocation = None) -> Tensor:
+        """Raise the WeightsError that says why it is not read."""
+        raise WeightsError(self.why)
+
+    def read_into(self, target: Tensor, handle: None = None) -> None:
+        """Raise the WeightsError that says why it is not read."""
+        raise WeightsError(self.why)
