@@ -27,6 +27,10 @@ class FinetuningSchedule(Callback):
     rebuilt; in `on_before_backward` and `on_before_zero_grad` the ranks would drift apart.
 
     Every parameter that trains at any time must be in an optimizer from the start; `param_groups` makes such groups.
+
+    Attributes:
+        phases: The schedule as it was given.
+        train_norms: The option as it was given.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class FinetuningSchedule(Callback):
             train_norms: Leave weight and bias of norm layers trainable in what is frozen; see `lit_transfer.freeze`.
             update_statistics: Let norm layers of what is frozen update their statistics.
         """
+        self.phases, self.train_norms = phases, train_norms
         self._run = RunningSchedule(phases, train_norms=train_norms, update_statistics=update_statistics)
         self._phase: int | None = None
         self._lengths: dict[str, int | None] = {}

@@ -12,7 +12,12 @@ _COMMANDS = {
     "fit": ("training", "Fine-tune a pretrained backbone on your data."),
     "validate": ("training", "Measure a model on the validation data."),
     "test": ("training", "Measure a checkpoint on the test data."),
+    "schedule": ("schedule", "Show which stages would train when and at which rate, before any training."),
     "predict": ("predict", "Label images with a checkpoint."),
+    "inspect": ("inspect", "Show what is in a checkpoint; nothing in it is run."),
+    "match": ("match", "Show how a checkpoint would be loaded into a backbone; nothing is loaded."),
+    "convert": ("convert", "Write the weights of a checkpoint in another format, under other names, or slimmed."),
+    "diff": ("diff", "Compare two checkpoints tensor by tensor."),
     "backbones": ("backbones", "List backbones: size, input, and which pretrained weights exist."),
     "demo": ("demo", "Watch transfer learning work on handwritten digits; needs no network and under a minute."),
 }
@@ -29,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(words)
+        return _run(words) or 0
     except BrokenPipeError:  # the reader (`head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -42,11 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str]) -> int | None:
+    """Run the command; `match` and `diff` answer with an exit code."""
     if words and words[0] in _COMMANDS:
-        importlib.import_module(f"lit_transfer.cli.{_COMMANDS[words[0]][0]}").main(words)
-    else:
-        _parser().parse_args(words or ["--help"])
+        code: int | None = importlib.import_module(f"lit_transfer.cli.{_COMMANDS[words[0]][0]}").main(words)
+        return code
+    _parser().parse_args(words or ["--help"])
+    return None
 
 
 def _parser() -> CommandParser:

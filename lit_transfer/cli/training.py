@@ -152,11 +152,16 @@ def _value_of(words: Sequence[str], option: str) -> str | None:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with `argv`, whose first word is its name."""
-    quiet_lightning()
     if argv[0] != "fit":  # a checkpoint is only measured: that its callbacks are missing does not matter
         warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    run_cli(TransferCLI, argv)
+
+
+def run_cli(cli: type[TransferCLI], argv: Sequence[str], **options: Any) -> None:
+    """Parse `argv` as a LightningCLI does, build the classes, and run the command."""
+    quiet_lightning()
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    TransferCLI(
+    cli(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -164,6 +169,7 @@ def main(argv: Sequence[str]) -> None:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         trainer_defaults=_TRAINER_DEFAULTS,
-        parser_kwargs={**strict, **{name: dict(strict) for name in TransferCLI.subcommands()}},
+        parser_kwargs={**strict, **{name: dict(strict) for name in cli.subcommands()}},
         args=list(argv),
+        **options,
     )

@@ -1,11 +1,12 @@
 """Phases: which stages train when, as a pure function of the training's progress."""
 
 from lit_transfer.schedule._phases import At, Phase, Planned, When, plan_phases
+from lit_transfer.schedule._picture import Stretch, phase_table, plot_timeline, stretches
 from lit_transfer.schedule._presets import Preset, PresetName, check_schedule, plan_schedule
 from lit_transfer.schedule._progress import Progress, first_step, phase_at, trainable_at, unreachable
 from lit_transfer.schedule._rates import stage_factors, stage_rates, while_stepping
 from lit_transfer.schedule._running import RunningSchedule
-from lit_transfer.schedule._timeline import Moment, phase_table, plot_timeline, timeline
+from lit_transfer.schedule._timeline import Moment, Steps, timeline
 
 __all__ = [
     "At",
@@ -16,6 +17,8 @@ __all__ = [
     "PresetName",
     "Progress",
     "RunningSchedule",
+    "Steps",
+    "Stretch",
     "When",
     "check_schedule",
     "first_step",
@@ -26,6 +29,7 @@ __all__ = [
     "plot_timeline",
     "stage_factors",
     "stage_rates",
+    "stretches",
     "timeline",
     "trainable_at",
     "unreachable",

@@ -1,25 +1,31 @@
-"""A schedule over a whole run, before any training: what trains and at which rate, step by step, and its picture."""
+"""A schedule over a whole run, before any training: what trains and at which rate, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from lit_transfer._selection import select
+from lit_transfer._selection import is_norm, select
 from lit_transfer.schedule._phases import Phase
 from lit_transfer.schedule._presets import Preset, PresetName
 from lit_transfer.schedule._progress import Progress, phase_at
 from lit_transfer.schedule._running import RunningSchedule
+from lit_transfer.stages import Stage
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["Moment", "Steps", "timeline"]
 
-__all__ = ["Moment", "phase_table", "plot_timeline", "timeline"]
+_Groups = dict[str, list[dict[str, Any]]]
+
+
+class Steps(Protocol):
+    """What has a `step`, as the schedulers of torch have."""
+
+    def step(self) -> None:
+        """Go on by one."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,18 @@ class Moment:
 
     Attributes:
         step: Its number, from 0.
+        epoch: The epoch that it is in, from 0.
         phase: Index of the phase, from 0.
         trains: For each stage, the fraction of its elements that train.
-        lr: For each stage the optimizers tell of, the rate with which it steps; 0 where it is frozen.
+        trainable: Number of elements that train.
+        lr: For each stage that an optimizer holds, the highest rate with which it steps; 0 where it is frozen.
     """
 
     step: int
+    epoch: int
     phase: int
     trains: dict[str, float]
+    trainable: int
     lr: dict[str, float]
 
 
@@ -45,9 +55,11 @@ def timeline(
     *,
     epochs: int,
     steps_per_epoch: int,
+    max_steps: int | None = None,
     optimizers: Sequence[Optimizer] = (),
-    every_step: Sequence[LRScheduler] = (),
-    every_epoch: Sequence[LRScheduler] = (),
+    every_step: Sequence[Steps] = (),
+    every_epoch: Sequence[Steps] = (),
+    train_norms: bool = False,
 ) -> list[Moment]:
     """Run through a schedule without data or training. Phases that wait for a metric start at their `at`, or never.
 
@@ -56,9 +68,11 @@ def timeline(
         phases: The schedule.
         epochs: Epochs of the run.
         steps_per_epoch: Optimizer steps of each.
-        optimizers: Optimizers with groups of `param_groups`, made for this purpose: their rates are moved.
+        max_steps: Optimizer steps after which the run ends, if that is before its last epoch does.
+        optimizers: Optimizers, made for this purpose: their rates are moved.
         every_step: Their schedulers that step after each optimizer step.
         every_epoch: Their schedulers that step after each epoch.
+        train_norms: Whether the norm affines of what is frozen train, as an option of `FinetuningSchedule`.
 
     Returns:
         One moment for each optimizer step.
@@ -69,81 +83,54 @@ def timeline(
     schedule = RunningSchedule(phases)
     schedule.begin(module)
     schedule.attach(optimizers)
-    shares = [_shares(module, phase.train, schedule) for phase in schedule.planned]
+    trains = [_trains(module, phase.train, schedule.stages, train_norms) for phase in schedule.planned]
+    groups = _groups(module, schedule.stages, optimizers)
+    length = epochs * steps_per_epoch if max_steps is None else min(max_steps, epochs * steps_per_epoch)
     for optimizer in optimizers:
         optimizer.zero_grad()
+        optimizer.step()  # moves nothing without gradients, and torch's schedulers ask for one before they step
     moments = []
-    for step in range(epochs * steps_per_epoch):
-        progress = Progress(step // steps_per_epoch, step, epochs * steps_per_epoch, epoch_length=steps_per_epoch)
+    for step in range(length):
+        progress = Progress(step // steps_per_epoch, step, length, epoch_length=steps_per_epoch)
         phase = phase_at(schedule.planned, progress)
-        factors = schedule.factors(progress) or {}
-        lr = {
-            group["stage"]: float(group["lr"]) * factors.get(group["stage"], 1.0) * (shares[phase][group["stage"]] > 0)
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            if "stage" in group
-        }
-        moments.append(Moment(step, phase, shares[phase], lr))
-        for optimizer in optimizers:
-            optimizer.step()  # moves nothing without gradients, and torch's schedulers ask for it
+        shares, trainable = trains[phase]
+        lr = dict(_rates(groups, shares, schedule.factors(progress) or {}))
+        moments.append(Moment(step, progress.epoch, phase, shares, trainable, lr))
         for scheduler in [*every_step, *(every_epoch if (step + 1) % steps_per_epoch == 0 else ())]:
             scheduler.step()
     return moments
 
 
-def _shares(module: nn.Module, words: Sequence[str], schedule: RunningSchedule) -> dict[str, float]:
+def _trains(
+    module: nn.Module, words: Sequence[str], stages: Sequence[Stage], train_norms: bool
+) -> tuple[dict[str, float], int]:
+    """The fraction of each stage that trains, and how many elements that are in all."""
     named = dict(module.named_parameters())
-    trains = set(select(module, words, stages=schedule.stages))
-    shares = {}
-    for stage in schedule.stages:
-        whole = sum(named[name].numel() for name in stage.parameters)
-        shares[stage.name] = sum(named[name].numel() for name in stage.parameters if name in trains) / max(whole, 1)
-    return shares
+    chosen = {id(named[name]) for name in select(module, words, stages=stages)}
+    if train_norms:
+        chosen |= {id(p) for part in module.modules() if is_norm(part) for p in part.parameters(recurse=False)}
+    shares, trainable = {}, 0
+    for stage in stages:
+        sizes = [(named[name].numel(), id(named[name]) in chosen) for name in stage.parameters]
+        count = sum(size for size, trains in sizes if trains)
+        shares[stage.name] = count / max(1, sum(size for size, _ in sizes))
+        trainable += count
+    return shares, trainable
 
 
-def phase_table(moments: Sequence[Moment]) -> str:
-    """Write a timeline as a table: one line for each stretch of steps in which the same phase holds."""
-    lines = []
-    for index, first in enumerate(moments):
-        if index == 0 or moments[index - 1].phase != first.phase:
-            last = next((m.step for m in moments[index:] if m.phase != first.phase), moments[-1].step + 1) - 1
-            trains = [f"{name}{'' if share == 1 else ' (part)'}" for name, share in first.trains.items() if share]
-            rates = {name: rate for name, rate in moments[last].lr.items() if rate}
-            told = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
-            lines.append((f"{first.phase + 1}", f"{first.step}-{last}", ", ".join(trains), told))
-    rows = [("phase", "steps", "trains", "learning rates at its end"), *lines]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+def _groups(module: nn.Module, stages: Sequence[Stage], optimizers: Sequence[Optimizer]) -> _Groups:
+    """The groups that hold parameters of each stage, whoever made them; no entry for a stage in no optimizer."""
+    owner = {id(p): group for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    named = dict(module.named_parameters())
+    groups: _Groups = {}
+    for stage in stages:
+        held = [owner[id(named[name])] for name in stage.parameters if id(named[name]) in owner]
+        if held:
+            groups[stage.name] = list({id(group): group for group in held}.values())
+    return groups
 
 
-def plot_timeline(moments: Sequence[Moment]) -> Figure:
-    """Draw a timeline: the learning rate of each stage against steps, and below which of them trains when."""
-    from matplotlib.figure import Figure
-
-    stages = list(moments[0].trains)
-    figure = Figure(figsize=(8, 2.5 + 0.3 * len(stages)), layout="constrained")
-    rates, states = figure.subplots(2, 1, sharex=True, height_ratios=[2, 0.3 * len(stages)])
-    steps = [moment.step for moment in moments]
-    for row, stage in enumerate(stages):
-        shares = [moment.trains[stage] for moment in moments]
-        color = f"C{row % 10}"
-        if any(stage in moment.lr for moment in moments):
-            values = [moment.lr.get(stage) or float("nan") for moment in moments]
-            rates.plot(steps, values, color=color, label=stage, drawstyle="steps-post")
-        for share, start, width in _stretches(shares):
-            states.broken_barh([(start, width)], (row - 0.4, 0.8), facecolor=color, alpha=0.08 + 0.92 * share)
-    rates.set(ylabel="learning rate", yscale="log")
-    if rates.get_legend_handles_labels()[0]:
-        rates.legend(fontsize="small", ncols=min(4, len(stages)))
-    states.set(xlabel="optimizer step", yticks=range(len(stages)), yticklabels=stages)
-    return figure
-
-
-def _stretches(shares: Sequence[float]) -> list[tuple[float, int, int]]:
-    found: list[Any] = []
-    for step, share in enumerate(shares):
-        if found and found[-1][0] == share:
-            found[-1][2] += 1
-        else:
-            found.append([share, step, 1])
-    return [tuple(stretch) for stretch in found]
+def _rates(groups: _Groups, shares: Mapping[str, float], factors: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    for stage, held in groups.items():
+        rate = max(float(group["lr"]) for group in held)
+        yield stage, rate * factors.get(stage, 1.0) if shares[stage] else 0.0
