@@ -8,8 +8,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import FileTensor, LazyTensor, MapLocation, SourceFile
+from lit_transfer.weights._checksums import verify
+from lit_transfer.weights._errors import WeightsError, named
+from lit_transfer.weights._lazy import FileTensor, LazyTensor, SourceFile
+from lit_transfer.weights._map_location import MapLocation
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import LoadReport, few
 from lit_transfer.weights._target import target_of
@@ -25,7 +27,9 @@ def apply_plan(plan: Plan, model: nn.Module, map_location: MapLocation = None) -
     with ExitStack() as stack, torch.no_grad():
         handles = {file: stack.enter_context(file.open()) for file in _files(entries)}
         for entry in entries:
-            _tensor(entry).check(_handle(entry, handles))
+            with named(entry.source or entry.name):
+                _tensor(entry).check(_handle(entry, handles))
+        verify((entry.source or entry.name, _tensor(entry)) for entry in direct)  # the others' reads verify
         values = [_value(entry, slots[entry.name], map_location) for entry in computed]
         for entry in direct:  # one thread: two or four were not faster from the page cache
             slot = slots[entry.name]
@@ -72,7 +76,8 @@ def _needs_value(entry: Entry, slot: Tensor) -> bool:
 def _value(entry: Entry, slot: Tensor, map_location: MapLocation) -> Tensor:
     """The value that a tensor gets. For one on meta it is a new tensor of its dtype, where `map_location` says."""
     tensor = _tensor(entry)
-    value = tensor.read(map_location) if slot.is_meta else tensor.read()
+    with named(entry.source or entry.name):
+        value = tensor.read(map_location) if slot.is_meta else tensor.read()
     if entry.change is not None:
         value = entry.change.run(value)
     if tuple(value.shape) != entry.shape:

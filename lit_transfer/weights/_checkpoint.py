@@ -4,21 +4,25 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor
 
+from lit_transfer.weights._builders import is_harmless
 from lit_transfer.weights._content import Content
-from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._errors import WeightsError, named
 from lit_transfer.weights._fetch import fetch, is_remote
 from lit_transfer.weights._layouts import StateDict, find_state_dicts
-from lit_transfer.weights._lazy import MapLocation, MemoryTensor, SourceFile
+from lit_transfer.weights._lazy import MemoryTensor, SourceFile
+from lit_transfer.weights._map_location import MapLocation
+from lit_transfer.weights._pickled import ArrayTensor, UnreadTensor, not_plain
 from lit_transfer.weights._recognise import Format, recognise
 from lit_transfer.weights._safetensors import read_safetensors
 from lit_transfer.weights._sharded import read_sharded
-from lit_transfer.weights._stand_ins import InertDict, is_harmless
+from lit_transfer.weights._stand_ins import InertDict
 from lit_transfer.weights._torch_legacy import read_torch_legacy
 from lit_transfer.weights._torch_tar import read_torch_tar
 from lit_transfer.weights._torch_zip import read_torch_zip
@@ -89,17 +93,25 @@ class Checkpoint:
 
     def read(self, key: str | None = None, map_location: MapLocation = None) -> dict[str, Tensor]:
         """All tensors of a state dict, read: on the CPU, or where `map_location` puts them."""
-        return {name: tensor.read(map_location) for name, tensor in self.state_dict(key).items()}
+        tensors = {}
+        for name, tensor in self.state_dict(key).items():
+            with named(name):
+                tensors[name] = tensor.read(map_location)
+        return tensors
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
     """Open a checkpoint lazily and without running any code in it.
+
+    However a file is made, opening it takes at most 1 GB of memory beside its own size, and a minute.
 
     Args:
         source: Path of a file that torch.save wrote (zip, legacy, tar), of a safetensors file, or of the index of a
             sharded checkpoint, whatever its suffix; a folder with one of them; an `http(s)://` address, or
-            `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors, nested or not; or a
-            checkpoint that is open already.
+            `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors or numpy arrays, nested or
+            not; or a checkpoint that is open already.
+        verify: Whether tensors of a zip file are compared with their checksums when they are read. That costs about
+            twice the time of reading them; it is not done for a tensor that is a small part of its storage.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -117,7 +129,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(_not_found(path))
     try:
-        return Checkpoint(str(source), _read(SourceFile.at(path)))
+        return Checkpoint(str(source), _read(SourceFile.at(path), verify))
     except WeightsError as error:
         raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except OSError as error:
@@ -125,23 +137,21 @@ def open_checkpoint(source: Source) -> Checkpoint:
 
 
 _READERS: dict[Format, Callable[[SourceFile], Content]] = {
-    "zip": read_torch_zip,
     "legacy": read_torch_legacy,
     "tar": read_torch_tar,
     "safetensors": read_safetensors,
 }
 
 
-def _read(file: SourceFile) -> Content:
+def _read(file: SourceFile, verify: bool, *, shard: bool = False) -> Content:
     format_ = recognise(file)
-    return read_sharded(file, _read_shard) if format_ == "index" else _READERS[format_](file)
-
-
-def _read_shard(file: SourceFile) -> Content:
-    format_ = recognise(file)
-    if format_ == "index":
+    if format_ == "zip":
+        return read_torch_zip(file, verify=verify)
+    if format_ != "index":
+        return _READERS[format_](file)
+    if shard:
         raise WeightsError(f"{file.path} is an index inside an index")
-    return _READERS[format_](file)
+    return read_sharded(file, partial(_read, verify=verify, shard=True))
 
 
 _SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar")
@@ -163,9 +173,12 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _wrapped(value: Any, depth: int) -> Any:
-    """A mapping in memory as a content: tensors become MemoryTensors; `_metadata` is kept."""
+    """A mapping in memory as a content: tensors and arrays get the face of those of a file; `_metadata` is kept."""
     if isinstance(value, Tensor):
-        return MemoryTensor(value)
+        why = not_plain(value)
+        return UnreadTensor(f"it is {why}", value.dtype, tuple(value.shape)) if why else MemoryTensor(value)
+    if isinstance(value, np.ndarray):
+        return ArrayTensor.of(value) or value
     if isinstance(value, Mapping) and depth < 20:
         wrapped = InertDict()
         wrapped.update({name: _wrapped(item, depth + 1) for name, item in value.items()})

@@ -11,8 +11,10 @@ from torch import nn
 from lit_transfer.weights._adapt import adaptation, class_rows, rows_by_class
 from lit_transfer.weights._checkpoint import Checkpoint
 from lit_transfer.weights._head import find_head, is_cut_head, last_output
+from lit_transfer.weights._lazy import LazyTensor
 from lit_transfer.weights._match import Match
 from lit_transfer.weights._patterns import chosen
+from lit_transfer.weights._pickled import UnreadTensor
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import few
 from lit_transfer.weights._target import is_counter, is_under_any
@@ -78,7 +80,7 @@ def _entry(match: Match, name: str, head: tuple[str, ...], wishes: Wishes) -> En
     tensor = match.tensor(name)
     reason = "" if tensor.dtype == match.slots[name].dtype else _dtypes(tensor.dtype, match.slots[name].dtype)
     entry = Entry(name, ours, "load", match.pairs[name], tensor.shape, tensor.nbytes, reason, tensor)
-    clash = _dtype_clash(tensor.dtype, match.slots[name].dtype)
+    clash = _clash(tensor, match.slots[name].dtype)
     if not clash and is_under_any(name, head) and _classes_differ(wishes, tensor.shape, ours):
         return _chosen_rows(entry, wishes)
     return _other(match, entry, head, wishes, clash) if clash or tensor.shape != ours else entry
@@ -170,7 +172,8 @@ def _problems(match: Match, entries: list[Entry], stray: list[str], accepted: fl
     if clashing:
         how = "no adaptation fits" if wishes.on_mismatch == "adapt" else "on_mismatch='error'"
         problems.append(
-            f"{len(clashing)} tensors differ in shape and {how}: {few(f'{e.name} ({e.reason})' for e in clashing)}; "
+            f"{len(clashing)} tensors differ in shape or kind and {how}: "
+            f"{few(f'{e.name} ({e.reason})' for e in clashing)}; "
             f"exclude=[{clashing[0].name!r}, ...] or on_mismatch='skip' leaves them as they are"
         )
     if missing and accepted < wishes.min_coverage:
@@ -217,8 +220,12 @@ def _metadata(match: Match) -> dict[str, dict[str, Any]]:
     return {module: known[source] for source, module in pairs.items() if source in known}
 
 
-def _dtype_clash(theirs: torch.dtype, ours: torch.dtype) -> str:
-    return "" if _kind(theirs) == _kind(ours) else f"{_dtypes(theirs, ours)} would change the kind of number"
+def _clash(tensor: LazyTensor, ours: torch.dtype) -> str:
+    """Why the values cannot be taken, whatever their shape; "" if they can."""
+    if isinstance(tensor, UnreadTensor):
+        return tensor.why
+    same = _kind(tensor.dtype) == _kind(ours)
+    return "" if same else f"{_dtypes(tensor.dtype, ours)} would change the kind of number"
 
 
 def _kind(dtype: torch.dtype) -> str:

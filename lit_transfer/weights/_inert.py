@@ -10,8 +10,9 @@ import pickle
 from collections.abc import Callable
 from typing import IO, Any
 
+from lit_transfer.weights._builders import BUILDERS, array_of_state
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._stand_ins import BUILDERS, Global, InertDict, StandIn, inert_key
+from lit_transfer.weights._stand_ins import Global, InertDict, StandIn, inert_key
 
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_OPERATIONS = 2_000_000  # a training state of 75,000 tensors; each operation costs at most 300 bytes and 2 us
@@ -119,7 +120,7 @@ class InertUnpickler(pickle._Unpickler):
         state = self.stack.pop()
         instance = self.stack[-1]
         if isinstance(instance, StandIn):
-            instance.state = state
+            instance.state = array_of_state(state) if instance.name == "numpy.ndarray" else state
         elif isinstance(instance, InertDict) and isinstance(state, dict):
             instance.attributes.update(state)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import FileTensor, LazyTensor, MemoryTensor
-from lit_transfer.weights._stand_ins import InertDict, StandIn
+from lit_transfer.weights._lazy import LazyTensor
+from lit_transfer.weights._stand_ins import InertDict, StandIn, as_tensor
 
 MAX_DEPTH = 60
 MAX_NODES = 1_000_000
@@ -71,9 +71,7 @@ class _Search:
             self.visit(child, (*path, name) if name else path, depth + 1)
 
     def _dictionary(self, value: dict[Any, Any], path: tuple[str, ...]) -> None:
-        tensors = {
-            name: t for name, t in value.items() if isinstance(name, str) and isinstance(t, FileTensor | MemoryTensor)
-        }
+        tensors = {name: t for name, item in _items(value) if (t := as_tensor(item)) is not None}
         if tensors:
             attributes = value.attributes if isinstance(value, InertDict) else {}
             self.found.append(StateDict(".".join(path), tensors, metadata=_versions(attributes.get("_metadata"))))
@@ -117,8 +115,8 @@ def _module_tensors(module: Any, prefix: str, above: list[int], count: list[int]
     count[0] += len(own) + len(children) + 1
     _bounded(count[0])
     for name, tensor in own:
-        if isinstance(tensor, FileTensor | MemoryTensor):
-            yield prefix + name, tensor
+        if (lazy := as_tensor(tensor)) is not None:
+            yield prefix + name, lazy
     for name, child in children:
         if _module_state(child) is not None:
             yield from _module_tensors(child, f"{prefix}{name}.", [*above, id(module)], count)

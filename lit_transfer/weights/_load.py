@@ -13,7 +13,7 @@ from lit_transfer.weights._classes import classes_of_file, classes_of_model
 from lit_transfer.weights._draft import OnMismatch, Wishes, draft_plan
 from lit_transfer.weights._edits import Edit
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import MapLocation
+from lit_transfer.weights._map_location import MapLocation
 from lit_transfer.weights._match import Match, find_matches
 from lit_transfer.weights._patterns import renamed, require_hits, require_rename_hits
 from lit_transfer.weights._plan import Plan

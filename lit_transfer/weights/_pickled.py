@@ -1,4 +1,4 @@
-"""Tensors whose values lie in the pickle itself (numpy arrays), and those that are not read (quantised, sparse, shards).
+"""Tensors whose values lie in the pickle itself (numpy arrays), and those that are not read (quantised, sparse ...).
 
 Both have the face of a FileTensor, so that they are matched, listed and refused under their names.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._map_location import MapLocation, placed
@@ -60,6 +61,19 @@ class ArrayTensor:
     def read_into(self, target: Tensor, handle: None = None) -> None:
         """Copy the values into `target`."""
         target.copy_(self.read())
+
+
+def not_plain(tensor: Tensor) -> str:
+    """What a tensor in memory is, in words, if it is no plain array of numbers that can be copied; else ""."""
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_nested:
+        return "a nested tensor, of several shapes"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({tensor.layout})"
+    # A variable for the type checker, which holds that no Tensor can have __tensor_flatten__.
+    wrapper: bool = is_traceable_wrapper_subclass(tensor)
+    return f"a tensor of class {type(tensor).__qualname__}" if wrapper else ""
 
 
 @dataclass(frozen=True, eq=False)

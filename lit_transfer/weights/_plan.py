@@ -8,7 +8,8 @@ from torch import nn
 
 from lit_transfer.weights._adapt import Adaptation
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import LazyTensor, MapLocation
+from lit_transfer.weights._lazy import LazyTensor
+from lit_transfer.weights._map_location import MapLocation
 from lit_transfer.weights._report import LoadReport
 
 Action: TypeAlias = Literal["load", "adapt", "fresh", "keep", "skip", "missing"]

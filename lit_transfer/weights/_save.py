@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._errors import WeightsError, named
 from lit_transfer.weights._layouts import StateDict
-from lit_transfer.weights._lazy import FileTensor, MemoryTensor
+from lit_transfer.weights._lazy import MemoryTensor
+from lit_transfer.weights._stand_ins import as_tensor
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 ABOUT = "_about"  # attribute of a state dict in a torch file that holds the metadata; torch ignores it
@@ -90,13 +91,14 @@ def _compact(state: Mapping[str, Any], dtype: torch.dtype | None) -> "OrderedDic
     made: dict[object, Tensor] = {}
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     for name, value in state.items():
-        lazy = MemoryTensor(value) if isinstance(value, Tensor) else value
-        if not isinstance(lazy, FileTensor | MemoryTensor):
+        lazy = MemoryTensor(value) if isinstance(value, Tensor) else as_tensor(value)
+        if lazy is None:
             continue  # a module's extra state is no tensor
         if isinstance(lazy, MemoryTensor) and lazy.tensor.is_meta:
             raise WeightsError(f"{name} is on the meta device: it has no values to save")
         if lazy.place() not in made:
-            tensor = lazy.read("cpu")
+            with named(name):
+                tensor = lazy.read("cpu")
             tensor = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
             whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
             made[lazy.place()] = tensor if whole else tensor.contiguous().clone()

@@ -8,11 +8,12 @@ torch/serialization.py.
 from functools import partial
 from typing import IO, Any
 
+from lit_transfer.weights._builders import storage_dtype
 from lit_transfer.weights._content import Content
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._inert import unpickle
 from lit_transfer.weights._lazy import SourceFile, Storage
-from lit_transfer.weights._stand_ins import TypedStorage, storage_dtype
+from lit_transfer.weights._stand_ins import TypedStorage
 
 MAGIC = 0x1950A86A20F9469CFC6C
 

@@ -11,11 +11,12 @@ import struct
 from functools import partial
 from typing import IO, Any
 
+from lit_transfer.weights._builders import storage_dtype
 from lit_transfer.weights._content import Content
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._inert import unpickle
 from lit_transfer.weights._lazy import FileTensor, SourceFile, Storage
-from lit_transfer.weights._stand_ins import Global, TypedStorage, storage_dtype
+from lit_transfer.weights._stand_ins import Global, TypedStorage
 from lit_transfer.weights._tar import tar_members
 
 _MAX_OBJECTS = 1_000_000

@@ -14,14 +14,15 @@ from functools import partial
 from itertools import pairwise
 from typing import IO, Any
 
+from lit_transfer.weights._builders import storage_dtype
 from lit_transfer.weights._content import Content
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._inert import MAX_PICKLE_BYTES, unpickle_bytes
 from lit_transfer.weights._lazy import SourceFile, Storage
-from lit_transfer.weights._stand_ins import TypedStorage, storage_dtype
+from lit_transfer.weights._stand_ins import TypedStorage
 
 MAX_MEMBERS = 1_000_000
-_CHUNK = 2**20
+_CHUNK = 2**18  # stays in the processor's cache between the read and the checksum
 
 
 def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
@@ -123,10 +124,10 @@ def _storage(
 def _verify(file: SourceFile, info: zipfile.ZipInfo, locate: Callable[[IO[bytes]], int], handle: IO[bytes]) -> None:
     """Compare a member's bytes with the archive's CRC-32 of them."""
     handle.seek(locate(handle))
-    left, found = info.file_size, 0
-    while left and (chunk := handle.read(min(left, _CHUNK))):
-        found = zlib.crc32(chunk, found)
-        left -= len(chunk)
+    left, found, buffer = info.file_size, 0, memoryview(bytearray(_CHUNK))
+    while left and (count := handle.readinto(buffer[: min(left, _CHUNK)])):  # type: ignore[attr-defined]  # a RawIOBase
+        found = zlib.crc32(buffer[:count], found)
+        left -= count
     if left or found != info.CRC:
         raise WeightsError(
             f"{file.path}: the bytes of member {info.filename!r} do not have the checksum that the archive names: "
