@@ -2,7 +2,8 @@
 
 from lit_transfer.callbacks.finetuning_schedule import FinetuningSchedule
 from lit_transfer.callbacks.l2_sp import L2SP
+from lit_transfer.callbacks.tolerant_restore import TolerantRestore
 from lit_transfer.callbacks.trainability_audit import TrainabilityAudit
 from lit_transfer.callbacks.weight_loading import WeightLoading
 
-__all__ = ["L2SP", "FinetuningSchedule", "TrainabilityAudit", "WeightLoading"]
+__all__ = ["L2SP", "FinetuningSchedule", "TolerantRestore", "TrainabilityAudit", "WeightLoading"]

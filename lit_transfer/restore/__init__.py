@@ -1,0 +1,27 @@
+"""A foreign training checkpoint read for a model: weights, counters, best score, optimizer state by parameter name."""
+
+from lit_transfer.restore._contents import ENTRY, Contents, contents_of, is_as_written, is_lightning
+from lit_transfer.restore._optimizer import NamedState, by_name, for_optimizers, group_map, is_as_saved
+from lit_transfer.restore._plain import plain_root, plain_value
+from lit_transfer.restore._scheduler import for_scheduler
+from lit_transfer.restore._scores import score_for
+from lit_transfer.restore._training_state import TrainingState, read_training_state
+
+__all__ = [
+    "ENTRY",
+    "Contents",
+    "NamedState",
+    "TrainingState",
+    "by_name",
+    "contents_of",
+    "for_optimizers",
+    "for_scheduler",
+    "group_map",
+    "is_as_saved",
+    "is_as_written",
+    "is_lightning",
+    "plain_root",
+    "plain_value",
+    "read_training_state",
+    "score_for",
+]
