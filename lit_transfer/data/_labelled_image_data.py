@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,8 @@ from torch.utils.data import DataLoader
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.backbones._preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from lit_transfer.data._dataset import LabelledImages
-from lit_transfer.data._lightning import current_epoch, lower_log_interval, quiet_no_validation, quiet_worker_advice
-from lit_transfer.data._sampler import EpochSampler
+from lit_transfer.data._lightning import data_rank, lower_log_interval, quiet_no_validation, quiet_worker_advice
+from lit_transfer.data._resumable import ResumableLoader
 from lit_transfer.data._scan import Split
 from lit_transfer.data._transforms import AUGMENT_NAMES, Augment, training_transform
 
@@ -80,6 +79,8 @@ class LabelledImageData(LightningDataModule, ABC):
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self._collection: Collection | None = None
+        self._training: ResumableLoader[tuple[Tensor, int]] | None = None
+        self._place: dict[str, int] = {}
 
     # --- what a set of images must say ----------------------------------------------------------------------------
 
@@ -121,7 +122,9 @@ class LabelledImageData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Loader:
         """Give the training batches: shuffled anew each epoch, the same on every run with the same seed."""
-        loader = self._train_loader(self._workers())
+        loader = self._training = self._train_loader(self._workers())
+        loader.load_state_dict(self._place)
+        self._place = {}
         if self.trainer is not None:
             lower_log_interval(self.trainer, len(loader))
         return loader
@@ -156,6 +159,18 @@ class LabelledImageData(LightningDataModule, ABC):
         if dataset is None:
             raise ValueError("the data has neither test nor validation images to predict; see data.val_fraction.")
         return self._loader(dataset, self._workers())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the place in the training data, for the checkpoint."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at this place with the next training loader.
+
+        Lightning gives a loader its own state back only if nobody asked for the loader before, as a module does that
+        wants to know the length of the run for its scheduler.
+        """
+        self._place = state_dict
 
     # --- on request -----------------------------------------------------------------------------------------------
 
@@ -198,31 +213,30 @@ class LabelledImageData(LightningDataModule, ABC):
         samples = self._collection.splits[split]
         return LabelledImages(samples, self.class_names, read=read, transform=transform, seed=seed)
 
-    def _train_loader(self, workers: int) -> Loader:
-        trainer = self.trainer
-        sampler = EpochSampler(
-            len(self.train_dataset),
-            self.batch_size,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-        if trainer:
-            sampler.ask_epoch = partial(current_epoch, trainer, -(-len(sampler) // self.batch_size))
-        return self._loader(self.train_dataset, workers, sampler=sampler)
-
-    def _loader(self, dataset: LabelledImages, workers: int, sampler: EpochSampler | None = None) -> Loader:
+    def _train_loader(self, workers: int) -> ResumableLoader[tuple[Tensor, int]]:
         quiet_worker_advice()
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,  # by name: Lightning makes the loader again for predict, and cannot otherwise
-            sampler=sampler,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
-            persistent_workers=workers > 0 if self.persistent_workers is None else self.persistent_workers,
-            # Its own, since a loader otherwise draws from torch's and so changes what the training draws next.
-            generator=torch.Generator().manual_seed(self.seed),
+        rank, world_size = data_rank(self.trainer)
+        return ResumableLoader(
+            self.train_dataset,
+            seed=self.seed,
+            seed_samples=False,  # it takes pairs of index and epoch
+            rank=rank,
+            world_size=world_size,
+            **self._loading(workers),
         )
+
+    def _loader(self, dataset: LabelledImages, workers: int) -> Loader:
+        quiet_worker_advice()
+        # Its own generator, since a loader otherwise draws from torch's and so changes what the training draws next.
+        return DataLoader(dataset, generator=torch.Generator().manual_seed(self.seed), **self._loading(workers))
+
+    def _loading(self, workers: int) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": workers,
+            "pin_memory": torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
+            "persistent_workers": workers > 0 if self.persistent_workers is None else self.persistent_workers,
+        }
 
     def _workers(self) -> int:
         if self.num_workers is not None:

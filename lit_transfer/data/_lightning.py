@@ -1,26 +1,14 @@
 """What Lightning needs to be told or asked, so that a datamodule works with a plain Trainer."""
 
 import warnings
-from typing import cast
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
-def current_epoch(trainer: Trainer, batches: int) -> int:
-    """Give the epoch whose batches come next, also before Lightning has worked out where a resumed run goes on.
-
-    The first iterator of a run is made before `FitLoop.reset`: after a checkpoint of an epoch's last batch the counters
-    still say that this epoch is running, with all of its batches done.
-
-    Args:
-        trainer: The trainer of the run.
-        batches: Number of batches of an epoch.
-    """
-    loop = trainer.fit_loop
-    epochs = cast("_ProcessedTracker", loop.epoch_progress.current)  # `trainer.current_epoch` counts later, at its end
-    running = epochs.processed < epochs.ready
-    return epochs.processed + int(running and loop.epoch_loop.batch_progress.current.ready >= batches)
+def data_rank(trainer: Trainer | None) -> tuple[int, int]:
+    """Give the number of this process and how many there are, counting those once that share a model's parts."""
+    given = None if trainer is None else trainer.distributed_sampler_kwargs
+    return (0, 1) if given is None else (given["rank"], given["num_replicas"])
 
 
 def lower_log_interval(trainer: Trainer, batches: int) -> None:

@@ -1,35 +1,40 @@
 """The order of the training samples, a pure function of seed and epoch, shared out among the processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_transfer.data._seeding import stable_hash
 
 
-def epoch_order(size: int, *, seed: int, epoch: int) -> list[int]:
+def epoch_order(size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
     """Give the order in which an epoch visits `size` samples."""
+    if not shuffle:
+        return list(range(size))
     generator = torch.Generator().manual_seed(stable_hash("order", seed, epoch))
     order: list[int] = torch.randperm(size, generator=generator).tolist()
     return order
 
 
-def share_size(size: int, batch_size: int, *, world_size: int) -> int:
-    """Give the number of samples that each process visits in an epoch.
+def share_size(size: int, batch_size: int, *, world_size: int, start: int = 0) -> int:
+    """Give the number of samples that each process visits in an epoch, or in what is left of it after `start` samples.
 
     It is the same for all: where the samples do not divide, some come twice. A last batch that would hold a single
     sample is left out, as normalisation layers cannot train on it; the order changes each epoch, so no sample is left
     out for good.
     """
-    share = -(-size // world_size)
-    return share - 1 if share > 1 and share % batch_size == 1 else share
+    share = max(0, -(-(size - start) // world_size))
+    return share - 1 if share % batch_size == 1 and -(-size // world_size) > 1 else share
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
     """Yields (index, epoch), so that a dataset in a worker knows the epoch without being told in any other way.
+
+    An epoch may be entered in its middle, at a number of samples: it holds for any number of processes.
 
     It is a DistributedSampler because Lightning replaces every other sampler when there are several processes, unless
     the user says `use_distributed_sampler=False`.
@@ -41,9 +46,9 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         batch_size: int,
         *,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        epoch: Callable[[], int] | None = None,
+        shuffle: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         """Remember what the order depends on.
 
@@ -51,21 +56,42 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             size: Number of samples of the dataset.
             batch_size: Samples of one batch on one process.
             seed: Seed of the order.
-            rank: Number of this process.
-            world_size: Number of processes.
-            epoch: Asked at the start of every iteration; None to go by `set_epoch`. Lightning makes the first iterator
-                of a resumed run before it calls `set_epoch`, so a value that is pushed would come too late.
+            shuffle: Whether the order is a random one.
+            rank: Number of this process; None to ask torch.distributed when an epoch begins.
+            world_size: Number of processes; None likewise.
         """
         indices: Any = range(size)  # has a length, and nothing else is asked of it
-        super().__init__(indices, num_replicas=world_size, rank=rank, seed=seed)
-        self._size, self.ask_epoch = size, epoch
-        self._share = share_size(size, batch_size, world_size=world_size)
+        super().__init__(indices, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
+        self.size, self.batch_size = size, batch_size
+        self._rank, self._world_size = rank, world_size
+        self._resume: tuple[int, int] | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share an epoch."""
+        return self._world_size or (distributed.get_world_size() if distributed.is_initialized() else 1)
+
+    def resume(self, epoch: int, samples: int) -> None:
+        """Let the next iteration, if it is one of this epoch, begin after so many samples of all processes together."""
+        self._resume = epoch, samples
+
+    @property
+    def start(self) -> int:
+        """Samples of the epoch, of all processes together, that the next iteration leaves out."""
+        return self._resume[1] if self._resume is not None and self._resume[0] == self.epoch else 0
+
+    @property
+    def left(self) -> int:
+        """Samples that the next iteration yields."""
+        return share_size(self.size, self.batch_size, world_size=self.world_size, start=self.start)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.ask_epoch() if self.ask_epoch else self.epoch
-        order = cycle(epoch_order(self._size, seed=self.seed, epoch=epoch))
-        mine = islice(order, self.rank, None, self.num_replicas)
-        return ((index, epoch) for index in islice(mine, self._share))
+        epoch, start, left = self.epoch, self.start, self.left
+        self._resume = None
+        rank = self._rank if self._rank is not None else distributed.get_rank() if distributed.is_initialized() else 0
+        order = cycle(epoch_order(self.size, seed=self.seed, epoch=epoch, shuffle=self.shuffle))
+        mine = islice(order, start + rank, None, self.world_size)
+        return ((index, epoch) for index in islice(mine, left))
 
     def __len__(self) -> int:
-        return self._share
+        return share_size(self.size, self.batch_size, world_size=self.world_size)

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import chain, islice
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +52,34 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert order(0, 1) != order(1, 0)
 
 
-def test_the_epoch_is_asked_for_when_an_iteration_starts():
-    sampler = EpochSampler(4, 2)
-    sampler.ask_epoch = lambda: 7
-    assert {epoch for _, epoch in sampler} == {7}
+@settings(deadline=None)
+@given(sizes, batch_sizes, worlds, seeds, st.data())
+def test_an_epoch_entered_in_its_middle_yields_what_was_to_come(size, batch_size, world_size, seed, data):
+    whole = [list(sampler) for sampler in ranks(size, batch_size, world_size, seed, epoch=3)]
+    done = data.draw(st.integers(0, -(-len(whole[0]) // batch_size)))
+    for sampler, expected in zip(ranks(size, batch_size, world_size, seed, epoch=3), whole, strict=True):
+        sampler.resume(3, done * batch_size * world_size)
+        assert sampler.left == len(expected[done * batch_size :])
+        assert list(sampler) == expected[done * batch_size :]
+        assert list(sampler) == expected  # the next epoch, or the same one again, begins at its beginning
+
+
+@settings(deadline=None)
+@given(sizes, batch_sizes, worlds, worlds, st.data())
+def test_with_another_number_of_processes_the_rest_is_shared_out_among_them(size, batch_size, before, after, data):
+    seen = [sample for sampler in ranks(size, batch_size, before) for sample in islice(sampler, 2 * batch_size)]
+    rest = []
+    for sampler in ranks(size, batch_size, after):
+        sampler.resume(0, 2 * batch_size * before)
+        rest.append(list(sampler))
+    assert len({len(share) for share in rest}) == 1
+    left_out = set(range(size)) - {index for index, _ in chain(seen, *rest)}
+    assert len(left_out) <= max(before, after)  # a last batch of a single sample
+    if 2 * batch_size * before < size:
+        assert not {sample for share in rest for sample in share[:-1]} & set(seen)
+
+
+def test_a_place_in_another_epoch_is_not_taken():
+    sampler = EpochSampler(8, 2)
+    sampler.resume(1, 4)
+    assert len(list(sampler)) == 8
