@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transfer._selection import stages_again
 from lit_transfer.audit import StageAudit, audit, check_trainability, checksums, some, table
+from lit_transfer.callbacks._picture import log_picture, moment_of, thinned
 from lit_transfer.callbacks._reducer import note_reducer, uncovered
+from lit_transfer.schedule import Moment
 from lit_transfer.stages import Stage, stages_of
 
 __all__ = ["TrainabilityAudit"]
@@ -18,9 +20,17 @@ __all__ = ["TrainabilityAudit"]
 class TrainabilityAudit(Callback):
     """Prints a table of the stages, logs their rates, and raises for training that cannot be meant.
 
-    It looks in `on_before_optimizer_step`: by then every callback and module has had its say about what trains in
-    this step, and nothing has moved yet; earlier, between forward and backward, FSDP2 puts other parameters in place of
-    those that the optimizer knows. It works with any way of freezing.
+    It looks in `on_train_batch_start` of the first batch (`on_train_start` of a callback that comes later may still
+    freeze) and in each `on_before_optimizer_step`: by then every callback and module has had its say about what trains
+    in this step, and nothing has moved yet. Under FSDP it looks there only, since at other times FSDP2 puts other
+    parameters in place of those that the optimizer knows. It works with any way of freezing.
+
+    At the end of the fit the loggers get a picture of what trained when and at which rate: CSVLogger a `schedule.png`
+    beside its `metrics.csv`, TensorBoardLogger a figure; others get none.
+
+    Attributes:
+        moments: What trained, at each change and as often as the trainer logs; `lit_transfer.schedule.plot_timeline`
+            draws it.
     """
 
     def __init__(self, *, check_ranks: bool = False) -> None:
@@ -33,6 +43,7 @@ class TrainabilityAudit(Callback):
         self.check_ranks = check_ranks
         self._stages: tuple[Stage, ...] = ()
         self._seen: frozenset[str] | None = None
+        self.moments: list[Moment] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the stages while the module can be run without memory: before a strategy shards it."""
@@ -42,17 +53,31 @@ class TrainabilityAudit(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what DDP's reducer covers."""
         note_reducer(trainer)
-        self._stages, self._seen = stages_again(pl_module, self._stages), None
+        self._stages, self._seen, self.moments = stages_again(pl_module, self._stages), None, []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Check and tell what trains, before the first batch."""
+        if self._seen is None and not isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+            self._look(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Check and tell where what trains is not what it was, and log the rates."""
+        changed = self._look(trainer, pl_module)
+        settings: Any = trainer
+        every = settings.log_every_n_steps
+        if changed or not self.moments or (every and trainer.global_step % every == 0):
+            self._record(trainer, self._audit(trainer, pl_module), changed)
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Check and tell if what trains has changed; returns whether it has."""
         trains = frozenset(name for name, p in pl_module.named_parameters() if p.requires_grad)
-        if trains != self._seen:
-            self._seen = trains
-            self._check(trainer, pl_module)
-            rows = table(self._audit(trainer, pl_module))
-            rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}")
-        self._log(trainer, pl_module)
+        if trains == self._seen:
+            return False
+        self._seen = trains
+        self._check(trainer, pl_module)
+        rows = table(self._audit(trainer, pl_module))
+        rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}")
+        return True
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_trainability(pl_module, trainer.optimizers)
@@ -69,19 +94,23 @@ class TrainabilityAudit(Callback):
         factors = next((c.factors(trainer) for c in settings.callbacks if hasattr(c, "factors")), None)
         return audit(pl_module, trainer.optimizers, stages=self._stages, factors=factors)
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the rate of each stage, 0 where it is frozen, with a phase's own factors."""
+    def _record(self, trainer: Trainer, rows: tuple[StageAudit, ...], changed: bool) -> None:
+        """Keep for the picture what trains, and log the rate of each stage: 0 where it is frozen."""
+        phase = self.moments[-1].phase + changed if self.moments else 0
+        moment = moment_of(trainer, rows, phase)
+        self.moments.append(moment)
+        self.moments = thinned(self.moments)
         settings: Any = trainer
-        if not trainer.loggers or trainer.global_step % settings.log_every_n_steps:
-            return
-        rows = self._audit(trainer, pl_module)
-        rates = {f"lr/{row.stage}": max(row.lr, default=0.0) if row.trainable else 0.0 for row in rows}
-        for logger in trainer.loggers:
-            logger.log_metrics(rates, step=trainer.global_step)
+        every = settings.log_every_n_steps
+        if every and trainer.global_step % every == 0:
+            for logger in trainer.loggers:
+                rates = {f"lr/{row.stage}": moment.lr.get(row.stage, 0.0) for row in rows}
+                logger.log_metrics(rates, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the ranks a last time."""
+        """Compare the ranks a last time, and give the picture to the loggers."""
         self._compare_ranks(trainer, pl_module)
+        log_picture(trainer, self.moments)
 
     def _compare_ranks(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.check_ranks or trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):

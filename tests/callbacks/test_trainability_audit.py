@@ -1,17 +1,20 @@
 """The audit tells what trains at the start and at each change, in any fit, and stops what would go wrong in silence."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from foreign_module import Batches, Foreign, trainer, val_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
-from lit_transfer import freeze, unfreeze
+from lit_transfer import freeze, param_groups, unfreeze
 from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
+from lit_transfer.callbacks._picture import thinned
+from lit_transfer.schedule import Moment, timeline
 
 PHASES: list[Any] = [{"train": "head"}, {"at": {"epoch": 1}, "train": ["head", "encoder.2"], "lr": 0.1}]
 
@@ -33,6 +36,78 @@ def test_a_table_is_printed_at_the_start_and_at_each_change_and_the_rates_are_lo
     assert [float(row["lr/head"]) for row in logged] == pytest.approx([0.05] * 4 + [0.1] * 8)
     assert [float(row["lr/stage2"]) for row in logged] == pytest.approx([0.0] * 4 + [0.1] * 8)
     assert {float(row["lr/stem"]) for row in logged} == {0.0}
+
+
+def test_the_table_is_told_and_what_is_wrong_is_refused_before_the_first_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lit_transfer.callbacks.trainability_audit.rank_zero_info", told.append)
+
+    class Unreached(Foreign):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert len(told) == 1
+            raise RuntimeError("the first batch")
+
+    with pytest.raises(RuntimeError, match="the first batch"):
+        trainer(TrainabilityAudit(), FinetuningSchedule(PHASES)).fit(Unreached(), Batches(), val_loader())
+    module = Unreached()
+    module.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="running statistics move"):
+        trainer(TrainabilityAudit()).fit(module, Batches(), val_loader())
+
+
+def test_the_picture_beside_the_metrics_is_of_what_the_timeline_foretold(tmp_path: Path) -> None:
+    phases: list[Any] = [*PHASES, {"at": {"step": 9}, "train": "all", "warmup": 3}]
+    module, logger, audit = Foreign(), CSVLogger(tmp_path), TrainabilityAudit()
+    made = trainer(audit, FinetuningSchedule(phases), logger=logger, log_every_n_steps=1)
+    made.fit(module, Batches(), val_loader())
+    optimizer = module.make_optimizer(param_groups(module, 0.05, 0.01))
+    told = timeline(module, phases, epochs=3, steps_per_epoch=4, optimizers=[optimizer])
+    assert audit.moments == [replace(moment, lr=pytest.approx(moment.lr)) for moment in told]
+    assert Path(logger.log_dir, "schedule.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_gets_a_figure_and_loggers_without_pictures_nothing(tmp_path: Path) -> None:
+    class Experiment:
+        figures: ClassVar[list[tuple[Any, ...]]] = []
+
+        def add_figure(self, tag: str, figure: Any, global_step: int) -> None:
+            self.figures.append((tag, len(figure.axes), global_step))
+
+    class Plain(Logger):
+        name, version = "plain", 0
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None: ...
+
+    class Figures(Plain):
+        experiment = Experiment()
+
+    made = trainer(TrainabilityAudit(), logger=[Plain(), Figures()], max_epochs=1, log_every_n_steps=0)
+    made.fit(Foreign(), Batches(), val_loader())
+    assert Experiment.figures == [("schedule", 2, 4)]
+
+
+def test_a_folder_that_cannot_be_written_to_does_not_stop_a_fit_that_is_over(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+
+    class Blocked(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            Path(logger.log_dir, "schedule.png").mkdir()
+
+    made = trainer(TrainabilityAudit(), Blocked(), logger=logger, max_epochs=1, log_every_n_steps=1)
+    with pytest.warns(UserWarning, match="picture of the schedule could not be written"):
+        made.fit(Foreign(), Batches(), val_loader())
+    assert made.state.finished
+
+
+def test_a_long_run_keeps_the_moments_that_a_picture_needs() -> None:
+    moments = [Moment(step, 0, step // 51, {"head": 1.0}, 1, {}) for step in range(101)]
+    assert thinned(moments, 101) == moments
+    kept = [moment.step for moment in thinned(moments, 100)]
+    assert kept == sorted([*range(0, 101, 2), 51])
 
 
 def test_plain_freezing_that_lets_statistics_move_is_stopped() -> None:
