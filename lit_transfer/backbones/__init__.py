@@ -5,6 +5,7 @@ from lit_transfer.backbones._create import create_backbone
 from lit_transfer.backbones._listing import BackboneInfo, describe_backbones, list_backbones
 from lit_transfer.backbones._names import unknown_backbone
 from lit_transfer.backbones._preprocessing import Preprocessing
+from lit_transfer.backbones._upstream import guess_backbone, upstream_model
 
 __all__ = [
     "Backbone",
@@ -12,6 +13,8 @@ __all__ = [
     "Preprocessing",
     "create_backbone",
     "describe_backbones",
+    "guess_backbone",
     "list_backbones",
     "unknown_backbone",
+    "upstream_model",
 ]

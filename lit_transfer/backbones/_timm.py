@@ -60,7 +60,9 @@ def find_weights(name: str, weights: str) -> str:
     return wanted or known[0]
 
 
-def build_model(name: str, tag: str | None, in_channels: int, input_size: int | None) -> nn.Module:
+def build_model(
+    name: str, tag: str | None, in_channels: int, input_size: int | None, num_outputs: int | None = None
+) -> nn.Module:
     """Build a model, with the weights of a tag or random ones.
 
     Raises:
@@ -73,6 +75,8 @@ def build_model(name: str, tag: str | None, in_channels: int, input_size: int | 
         raise unknown_backbone(name, list_names())
     full = f"{model}.{tag or own_tag}" if tag or own_tag else model
     options: dict[str, Any] = {"in_chans": in_channels}
+    if num_outputs is not None:
+        options["num_classes"] = num_outputs
     if input_size is not None and timm.get_pretrained_cfg(full).fixed_input_size:
         options["img_size"] = input_size
     try:

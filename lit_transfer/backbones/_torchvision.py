@@ -19,6 +19,7 @@ from lit_transfer.weights import WeightsError
 
 __all__ = [
     "build_model",
+    "count_parameters",
     "download",
     "find_weights",
     "list_names",
@@ -39,13 +40,13 @@ def list_names() -> list[str]:
     return names
 
 
-def build_model(name: str, in_channels: int, input_size: int) -> nn.Module:
+def build_model(name: str, in_channels: int, input_size: int, num_outputs: int | None = None) -> nn.Module:
     """Build a model with random weights and its classifier; its first convolution still takes three channels."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if num_outputs is None else {"num_classes": num_outputs}
     if name in _TRANSFORM_INPUT:
         # The same whatever the weights, for a checkpoint is rebuilt without any. The auxiliary classifiers never run
         # in eval mode.
-        options = {"aux_logits": False, "init_weights": False, "transform_input": in_channels == 3}
+        options |= {"aux_logits": False, "init_weights": False, "transform_input": in_channels == 3}
     if size_argument := _SIZE_ARGUMENT.get(name.partition("_")[0]):
         options[size_argument] = (input_size, input_size) if size_argument == "input_size" else input_size
     try:
@@ -77,6 +78,12 @@ def find_weights(name: str, weights: str) -> WeightsEnum:
     if short not in known:
         raise unknown_weights(weights, name, list(known))
     return known[short]
+
+
+def count_parameters(name: str) -> int:
+    """Number of parameters of a model with its ImageNet classifier, as its weights tell it; nothing is built."""
+    count: int = get_model_weights(name)["DEFAULT"].meta["num_params"]
+    return count
 
 
 def preprocessing_of(name: str, weights: WeightsEnum, in_channels: int, input_size: int | None) -> Preprocessing:

@@ -10,7 +10,7 @@ from lit_transfer.weights._checkpoint import Checkpoint
 from lit_transfer.weights._stand_ins import StandIn
 
 _KEYS = ("class_names", "classes", "class_to_idx")
-_PLACES = ("hyper_parameters", "meta", "config", "args")
+_PLACES = ("lit_transfer", "hyper_parameters", "meta", "config", "args")
 
 
 def classes_of_file(checkpoint: Checkpoint) -> tuple[str, ...] | None:

@@ -9,10 +9,11 @@ from lit_transfer.weights._checkpoint import Checkpoint
 from lit_transfer.weights._choose import main_state_dict
 from lit_transfer.weights._classes import classes_of_file
 from lit_transfer.weights._edits import prefix_pairs
+from lit_transfer.weights._errors import named
 from lit_transfer.weights._guess import looks_like
 from lit_transfer.weights._layouts import StateDict, is_optimizer_state
-from lit_transfer.weights._lazy import FileTensor, LazyTensor, MemoryTensor
-from lit_transfer.weights._stand_ins import Global, StandIn
+from lit_transfer.weights._lazy import FileTensor, LazyTensor
+from lit_transfer.weights._stand_ins import Global, StandIn, as_tensor
 from lit_transfer.weights._target import is_under
 
 _MAX_ENTRIES = 12
@@ -28,10 +29,10 @@ def describe(checkpoint: Checkpoint, *, depth: int = 2) -> dict[str, Any]:
 
     Returns:
         Plain values that JSON can hold: `source`, `format`, `bytes`, `contents` (by nesting level), `state_dicts`
-        (key, kind, tensors, parameters, bytes, dtypes, devices, prefix, looks_like, the first and the last name),
-        `epoch`, `global_step`, `class_names`, `metadata`, `optimizer_groups`, and `would_import` and `would_call`:
-        what a full unpickler would have imported, and the first call of each function in words. `parameters` counts
-        elements without running statistics, integers and what is tied to another tensor.
+        (key, kind, tensors, parameters, bytes, dtypes, devices, prefix, looks_like), `epoch`, `global_step`,
+        `class_names`, `metadata`, `optimizer_groups`, and `would_import` and `would_call`: what a full unpickler would
+        have imported, and the first call of each function in words. `parameters` counts elements without running
+        statistics, integers and what is tied to another tensor.
     """
     root = checkpoint.root if isinstance(checkpoint.root, dict) else {}
     large = [found for found in checkpoint.state_dicts if len(found) > 1] or list(checkpoint.state_dicts)
@@ -102,7 +103,8 @@ def _compare(name: str, one: LazyTensor, other: LazyTensor, tolerance: float, re
     if one.shape != other.shape:
         result["shapes"][name] = [list(one.shape), list(other.shape)]
         return
-    a, b = one.read(), other.read()
+    with named(name):
+        a, b = one.read(), other.read()
     wide = _widest(a.dtype, b.dtype)
     same = a.dtype == b.dtype and torch.equal(a, b)
     if same or torch.allclose(a.to(wide), b.to(wide), rtol=0, atol=tolerance, equal_nan=True):
@@ -139,8 +141,6 @@ def _state_dict(found: StateDict) -> dict[str, Any]:
         "devices": sorted({tensor.location for tensor in tensors}),
         "prefix": _common_prefix(found),
         "looks_like": looks_like(found),
-        "first": _named(found, next(iter(found))),
-        "last": _named(found, next(reversed(list(found)))),
     }
 
 
@@ -162,10 +162,6 @@ def _parameters(found: StateDict) -> int:
     return sum(places.values())
 
 
-def _named(found: StateDict, name: str) -> str:
-    return f"{name} {_shape(found[name])}"
-
-
 def _shape(tensor: LazyTensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
@@ -183,8 +179,12 @@ def _common_prefix(found: StateDict) -> str:
 
 
 def _contents(value: Any, depth: int) -> Any:
-    if isinstance(value, FileTensor | MemoryTensor):
-        return f"tensor {_shape(value)} {_plain(value.dtype)}"
+    tensor = as_tensor(value)
+    if tensor is not None:
+        return f"tensor {_shape(tensor)} {_plain(tensor.dtype)}"
+    if isinstance(value, StandIn) and depth and value.attributes and "_modules" not in value.attributes:
+        shown = _dictionary(value.attributes, depth)  # argparse.Namespace, for example
+        return {"(object)": value.name, **shown} if isinstance(shown, dict) else f"object {value.name}, {shown}"
     if isinstance(value, StandIn | Global):
         return f"object {value.name}"
     if isinstance(value, dict):
@@ -197,9 +197,12 @@ def _contents(value: Any, depth: int) -> Any:
 
 
 def _dictionary(value: dict[Any, Any], depth: int) -> Any:
-    if depth == 0 or (len(value) > _MAX_ENTRIES and all(_is_tensor(item) for item in value.values())):
-        tensors = sum(_is_tensor(item) for item in value.values())
-        return f"dictionary of {len(value)}" + (f" ({tensors} tensors)" if tensors else "")
+    tensors = [name for name, item in value.items() if _is_tensor(item)]
+    if len(tensors) == len(value) > (_MAX_ENTRIES if depth else 0):
+        ends = [f"{name} {_shape(value[name])}" for name in (tensors[0], tensors[-1])]
+        return f"{len(tensors)} tensors, {' ... '.join(ends)}" if len(tensors) > 1 else f"1 tensor, {ends[0]}"
+    if depth == 0:
+        return f"dictionary of {len(value)}" + (f" ({len(tensors)} tensors)" if tensors else "")
     shown = {str(name): _contents(item, depth - 1) for name, item in list(value.items())[: 4 * _MAX_ENTRIES]}
     if len(value) > len(shown):
         shown["..."] = f"{len(value) - len(shown)} more"
@@ -207,7 +210,7 @@ def _dictionary(value: dict[Any, Any], depth: int) -> Any:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, FileTensor | MemoryTensor)
+    return as_tensor(value) is not None
 
 
 def _optimizer_groups(root: dict[Any, Any]) -> list[dict[str, Any]]:
@@ -218,11 +221,15 @@ def _optimizer_groups(root: dict[Any, Any]) -> list[dict[str, Any]]:
     for state in states:
         for group in (state.get("param_groups") or []) if isinstance(state, dict) else []:
             if isinstance(group, dict):
-                plain = {
-                    k: v for k, v in group.items() if isinstance(k, str) and isinstance(v, int | float | str | bool)
-                }
+                plain = {k: v for k, v in group.items() if isinstance(k, str) and k != "params" and _is_setting(v)}
                 groups.append({"params": len(group.get("params") or ()), **plain})
     return groups
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, list | tuple):  # betas
+        return len(value) <= 4 and all(isinstance(item, int | float) for item in value)
+    return isinstance(value, int | float | str | bool)
 
 
 def _number(value: Any) -> int | float | None:

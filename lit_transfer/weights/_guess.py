@@ -22,9 +22,10 @@ _LOOKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"stage\d\.\d+\.branch2\.", "a ShuffleNet", ("shufflenet*",)),
     (r"(^|\.)features\.\d+\.\d+\.block\.", "an EfficientNet", ("efficientnet*",)),
     (r"(^|\.)blocks\.\d+\.\d+\.(conv_pw|conv_dw)\.", "an EfficientNet or MobileNet (timm)", ()),
-    (r"(^|\.)features\.\d+\.(conv|block)\.\d\.\d\.", "a MobileNet", ("mobilenet*",)),
+    (r"(^|\.)layer4\.\d+\.downsample\.", "a ResNet", ("resnet*", "resnext*")),
+    (r"(^|\.)features\.\d+\.(conv|block)\.\d\.", "a MobileNet", ("mobilenet*",)),
     (r"(^|\.)layers\.\d+\.\d+\.layers\.\d", "an MNASNet", ("mnasnet*",)),
-    (r"(^|\.)features\.1\d\.weight$", "a VGG or AlexNet", ("vgg*", "alexnet")),
+    (r"(^|\.)features\.1\d\.bias$", "a VGG or AlexNet", ("vgg*", "alexnet")),
 )
 
 

@@ -129,7 +129,7 @@ def test_describe(tmp_path: Path) -> None:
     assert found["looks_like"] == "a ResNet of basic blocks"
     assert told["optimizer_groups"][0]["lr"] == 0.1
     assert told["optimizer_groups"][0]["params"] == 62
-    assert told["contents"]["state_dict"] == "dictionary of 122 (122 tensors)"
+    assert told["contents"]["state_dict"] == "122 tensors, module.conv1.weight 64x3x7x7 ... module.fc.bias 2"
     assert told["would_import"] == ["pathlib.Path"]
 
 
