@@ -163,6 +163,11 @@ def _encode(text: Any, *_: Any) -> Any:
     return text.encode("latin1") if isinstance(text, str) else StandIn("_codecs.encode", (text,))
 
 
+def _empty_bytes(*args: Any) -> Any:
+    """What Python 3 writes for b"" in the protocols of Python 2."""
+    return StandIn("builtins.bytes", args) if args else b""
+
+
 def _ordered_dict(items: Any = (), *_: Any) -> InertDict:
     return InertDict(items)
 
@@ -208,6 +213,8 @@ BUILDERS: dict[str, Any] = {
     "numpy.core.numeric._frombuffer": _from_buffer,
     "numpy._core.numeric._frombuffer": _from_buffer,
     "_codecs.encode": _encode,
+    "builtins.bytes": _empty_bytes,
+    "__builtin__.bytes": _empty_bytes,
     "copyreg._reconstructor": _instance,
     "copy_reg._reconstructor": _instance,
 }

@@ -30,7 +30,7 @@ def find_head(match: Match, head: Sequence[str] | None) -> tuple[str, ...]:
             require_module(match.target, name, "head")
         return tuple(head)
     last = last_output(match)
-    if last is None:
+    if not last:  # a model that is one layer is no head of anything
         return ()
     if f"{last}.weight" not in match.pairs:
         return (_enclosing_chain(match, last),)

@@ -149,9 +149,7 @@ class InertUnpickler(pickle._Unpickler):
         self.append(StandIn("builtins.frozenset", elements=self.pop_mark()))
 
     def load_bytearray8(self) -> None:
-        count = int.from_bytes(self.read(8), "little")
-        self.reader.require(count)
-        self.append(self.read(count))
+        self.append(self.read(int.from_bytes(self.read(8), "little")))  # not allocated before the bytes are there
 
     def _extend(self, items: list[Any]) -> None:
         container = self.stack[-1]

@@ -6,13 +6,16 @@ import io
 import itertools
 import json
 import pickle
+import resource
+import signal
 import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +25,39 @@ from torch import nn
 
 from lit_transfer.weights import WeightsError, load_weights, open_checkpoint
 
-# The stated limit is 2 million operations of 300 bytes each, 600 MB. A tenth of it is tried, in a tenth of the time.
+SECONDS = 60  # for each test; the slowest takes four on an idle machine
+EXTRA_BYTES = 2**30  # what opening a file may cost, whatever it holds
+# A pickle of the full 2 million operations costs 600 MB and some seconds. A tenth of it is tried.
 MAX_OPERATIONS = 200_000
-MAX_EXTRA_BYTES = MAX_OPERATIONS * 300 + 200 * 2**20  # and what the pickles themselves need
+EXTRA_BYTES_OF_BOMBS = MAX_OPERATIONS * 300 + 200 * 2**20  # and what the pickles themselves need
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    """A limit on the time and on the memory of each test in this file."""
+
+    def too_late(*_: Any) -> None:
+        pytest.fail(f"took longer than {SECONDS} s")  # no Exception, which the unpickler would turn into its own
+
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    handler = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(SECONDS)
+    if Path("/proc/self/statm").exists():
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the limit on memory is what stopped it: the reader itself has to refuse first."""
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def u64(number: int) -> bytes:
@@ -136,8 +169,9 @@ def refuses_or_is_empty(path: Path) -> None:
     """The file is refused; or it opens, holds nothing that fits, and the model stays as it was."""
     model = nn.Linear(2, 2)
     before = model.weight.clone()
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError) as caught:
         load_weights(model, path)
+    assert not ran_out_of_memory(caught.value)
     assert torch.equal(model.weight, before)
 
 
@@ -155,8 +189,9 @@ def test_tensors(tmp_path: Path, name: str, write: Callable[..., Path]) -> None:
     storage = "(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI4\ntQ"
     data = f"}}S'weight'\nctorch._utils\n_rebuild_tensor_v2\n({storage}{TENSORS[name]}I00\n}}tRs.".encode()
     path = write(tmp_path / "f", data)
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError) as caught:
         open_checkpoint(path)
+    assert not ran_out_of_memory(caught.value)
 
 
 def test_a_good_file_by_hand_is_read(tmp_path: Path) -> None:  # else the two tests above would prove nothing
@@ -176,16 +211,19 @@ import resource, sys, torch
 from lit_transfer.weights import WeightsError, _inert, open_checkpoint
 _inert.MAX_OPERATIONS = {MAX_OPERATIONS}
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + {MAX_EXTRA_BYTES},) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + {EXTRA_BYTES_OF_BOMBS},) * 2)
 for path in sys.argv[1:]:
     try:
         open_checkpoint(path).state_dicts
-    except WeightsError:
-        pass
+    except WeightsError as error:
+        while error is not None:
+            if isinstance(error, MemoryError):
+                sys.exit(f"{{path}} runs out of memory")
+            error = error.__cause__ or error.__context__
 """
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc to limit memory")
-    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=SECONDS)
 
 
 def test_zip_files(tmp_path: Path) -> None:
@@ -204,6 +242,26 @@ def test_zip_files(tmp_path: Path) -> None:
     zipped(tmp_path / "short", b"N.", **{"0": b""})
     for name in ("bomb", "packed", "local", "offset", "directory", "short"):
         refuses_or_is_empty(tmp_path / name)
+
+
+def test_members_that_overlap_or_share_a_name_are_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(2, 2)}, tmp_path / "good")
+    data = (tmp_path / "good").read_bytes()
+    with zipfile.ZipFile(tmp_path / "good") as archive:
+        one = archive.getinfo("good/data/0")
+    entry = data.index(b"good/data/1", archive.start_dir) - 46
+
+    def moved(offset: int) -> bytes:
+        """The directory's entry of the second storage points elsewhere."""
+        return data[: entry + 42] + struct.pack("<I", offset) + data[entry + 46 :]
+
+    for offset in (one.header_offset, one.header_offset + 20):
+        (tmp_path / "f").write_bytes(moved(offset))
+        with pytest.raises(WeightsError, match=r"members 'good/data/0' and 'good/data/1' overlap"):
+            open_checkpoint(tmp_path / "f")
+    (tmp_path / "f").write_bytes(data.replace(b"good/data/1", b"good/data/0"))
+    with pytest.raises(WeightsError, match="two members of one name"):
+        open_checkpoint(tmp_path / "f")
 
 
 @pytest.mark.parametrize("legacy_format", [False, True])
