@@ -3,6 +3,7 @@
 from lit_transfer.restore._contents import ENTRY, Contents, contents_of, is_as_written, is_lightning
 from lit_transfer.restore._optimizer import NamedState, by_name, for_optimizers, group_map, is_as_saved
 from lit_transfer.restore._plain import plain_root, plain_value
+from lit_transfer.restore._random_state import capture_random_state, restore_random_state
 from lit_transfer.restore._scheduler import for_scheduler
 from lit_transfer.restore._scores import score_for
 from lit_transfer.restore._training_state import TrainingState, read_training_state
@@ -13,6 +14,7 @@ __all__ = [
     "NamedState",
     "TrainingState",
     "by_name",
+    "capture_random_state",
     "contents_of",
     "for_optimizers",
     "for_scheduler",
@@ -23,5 +25,6 @@ __all__ = [
     "plain_root",
     "plain_value",
     "read_training_state",
+    "restore_random_state",
     "score_for",
 ]

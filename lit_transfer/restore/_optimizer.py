@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lit_transfer.restore._assign import Key, Shape, assign
 from lit_transfer.restore._plain import is_tensor, plain_value
 from lit_transfer.weights import WeightsError
+from lit_transfer.weights._report import few
 
 # The moments of SGD, and of Adam and AdamW. Each has the shape of its parameter.
 _MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -116,8 +117,13 @@ def for_optimizers(
         return [], [f"the optimizer's state: the file's is {theirs}, this run's {ours}"]
     told: list[str] = []
     made = [_state_dict(saved, optimizer, names, told) for optimizer in optimizers]
-    held = {names.get(id(p)) for o in optimizers for group in o.param_groups for p in group["params"]}
-    told += [f"moments of {name}: no parameter of this run's optimizers" for name in saved.states if name not in held]
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    held = [names.get(id(p), "a parameter outside the module") for p in parameters if p.requires_grad]
+    if saved.states and (fresh := [name for name in held if name not in saved.states]):
+        told.append(f"fresh moments for {few(fresh)}")
+    everyone = {names.get(id(p)) for p in parameters}
+    if left := [name for name in saved.states if name not in everyone]:
+        told.append(f"moments of {few(left)}, which this run's optimizers do not hold")
     return made, told
 
 
@@ -162,8 +168,6 @@ def _state_dict(saved: NamedState, optimizer: Optimizer, names: Mapping[int, str
             if name in saved.states:
                 _require_shape(name, saved.states[name], tuple(parameter.shape))
                 made["state"][key] = plain_value(saved.states[name], [])
-            elif saved.states and parameter.requires_grad:
-                told.append(f"moments of {name or 'a parameter outside the module'}: they start fresh")
     return made
 
 
@@ -182,8 +186,9 @@ def _set_options(saved: NamedState, groups: list[dict[str, Any]], members: list[
 
 
 def _options_of(saved: NamedState, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The options that the parameters had; those of all groups where the file does not tell which was theirs."""
     numbers = {saved.groups[name] for name in names if name in saved.groups}
-    return [saved.options[number] for number in sorted(numbers)]
+    return [saved.options[number] for number in numbers] or list(saved.options)
 
 
 def _agreed(values: Iterable[Any]) -> Any:
