@@ -11,7 +11,8 @@ from lit_transfer.audit import check_optimizers
 from lit_transfer.callbacks._progress import is_open_window, lengths, progress_of, untold
 from lit_transfer.callbacks._quiet import expect_frozen_modules, expect_nothing
 from lit_transfer.callbacks._reducer import pristine_hook_state, rebuild_reducer
-from lit_transfer.schedule import Phase, Preset, PresetName, Progress, RunningSchedule, phase_at, while_stepping
+from lit_transfer.callbacks._scratch import check_scratch
+from lit_transfer.schedule import STATE_KEY, Phases, Progress, RunningSchedule, phase_at, while_stepping
 
 __all__ = ["FinetuningSchedule"]
 
@@ -35,7 +36,7 @@ class FinetuningSchedule(Callback):
 
     def __init__(
         self,
-        phases: PresetName | Preset | list[Phase] = "probe_then_finetune",
+        phases: Phases = "probe_then_finetune",
         *,
         train_norms: bool = False,
         update_statistics: bool = False,
@@ -69,11 +70,11 @@ class FinetuningSchedule(Callback):
         """Resolve the whole schedule, check the optimizers, and freeze what was built after `setup`."""
         self._phase, self._lengths = None, {}
         trains = self._run.begin(pl_module)
+        if self._run.is_from_scratch:
+            check_scratch(trainer, pl_module)
         check_optimizers(pl_module, trainer.optimizers, trains)
-        if self._run.never_train(trains):
-            rank_zero_info(
-                f"FinetuningSchedule: {', '.join(self._run.never_train(trains))} stay frozen in every phase."
-            )
+        if never := self._run.never_train(trains):
+            rank_zero_info(f"FinetuningSchedule: {', '.join(never)} stay frozen in every phase.")
         self._run.attach(trainer.optimizers)
         self._follow(trainer, pl_module)
         expect_nothing(self._filter)
@@ -114,6 +115,11 @@ class FinetuningSchedule(Callback):
         expect_nothing(self._filter)
         if stage == "fit" and not self._started:
             self._run.withdraw(pl_module)
+
+    @property
+    def state_key(self) -> str:
+        """One name for this class and those derived from it, so that a checkpoint tells that it had a schedule."""
+        return STATE_KEY
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is not a function of the progress: the metrics that fired, and the one that is watched."""

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transfer._selection import stages_again
 from lit_transfer.audit import StageAudit, audit, check_trainability, checksums, some, table
 from lit_transfer.callbacks._picture import log_picture, moment_of, thinned
 from lit_transfer.callbacks._reducer import note_reducer, uncovered
-from lit_transfer.schedule import Moment
+from lit_transfer.schedule import Moment, refuse_without_schedule
 from lit_transfer.stages import Stage, stages_of
 
 __all__ = ["TrainabilityAudit"]
@@ -54,6 +55,12 @@ class TrainabilityAudit(Callback):
         """Note what DDP's reducer covers."""
         note_reducer(trainer)
         self._stages, self._seen, self.moments = stages_again(pl_module, self._stages), None, []
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on without the schedule that the checkpoint's run had."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            settings: Any = trainer
+            refuse_without_schedule(checkpoint.get("callbacks", {}), [c.state_key for c in settings.callbacks])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Check and tell what trains, before the first batch."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import Self
@@ -14,6 +15,7 @@ from lit_transfer.heads import check_head, create_head
 from lit_transfer.modules._learning_rate import warmup_cosine
 from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, read_saved, resolve_class
 from lit_transfer.parameter_groups import param_groups
+from lit_transfer.schedule import refuse_without_schedule
 from lit_transfer.stages import Stage, stages_of
 from lit_transfer.weights import WeightsError
 
@@ -293,7 +295,14 @@ class TransferModule(LightningModule):
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None, "input_size": self._built_for}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build what had to wait for the data, and take over the preprocessing that was saved."""
+        """Build what had to wait for the data, and take over the preprocessing that was saved.
+
+        Raises:
+            ValueError: If a fit goes on without the FinetuningSchedule that the checkpoint's run had.
+        """
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            settings: Any = self._trainer  # Lightning does not annotate what its connectors set
+            refuse_without_schedule(checkpoint.get("callbacks", {}), [c.state_key for c in settings.callbacks])
         if saved := checkpoint.get(ENTRY):
             self.backbone.preprocessing = Preprocessing.from_dict(saved["preprocessing"])
             self.num_outputs, self._head_name = saved["num_outputs"], saved["head"]

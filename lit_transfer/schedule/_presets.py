@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from typing_extensions import TypedDict
 
 from lit_transfer.schedule._phases import At, Phase, Planned, check_keys, plan_phases
 
-__all__ = ["Preset", "PresetName", "check_schedule", "plan_schedule"]
+__all__ = ["Phases", "Preset", "PresetName", "check_schedule", "plan_schedule"]
 
 PresetName = Literal["linear_probe", "freeze_first_k", "probe_then_finetune", "gradual", "full", "from_scratch"]
 
@@ -26,6 +26,10 @@ class Preset(TypedDict, total=False):
     lr: float
     layer_decay: float
     warmup: int
+
+
+# What a schedule may be written as: a preset by name or with its arguments, or phases.
+Phases: TypeAlias = PresetName | Preset | list[Phase]
 
 
 def linear_probe(stages: Sequence[str]) -> list[Phase]:
@@ -83,7 +87,11 @@ def full(
 
 
 def from_scratch(stages: Sequence[str]) -> list[Phase]:
-    """Everything trains from the first step, and the weights are random: a backbone with weights is refused."""
+    """Everything trains from the first step, and the weights are random: build the module with `weights=None`.
+
+    A backbone that was given weights is refused, rather than made random: what the module's own code does at its
+    start cannot be done again from outside, and weights that were trained must not vanish in a second fit.
+    """
     return [{"train": "all"}]
 
 

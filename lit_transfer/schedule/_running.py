@@ -81,7 +81,7 @@ class RunningSchedule:
         release_replaced(module, self._held)
         self.stages = stages_again(module, self.stages)
         self.planned = plan_schedule(self.phases, [stage.name for stage in self.stages])
-        if self.phases in ("from_scratch", {"preset": "from_scratch"}):
+        if self.is_from_scratch:
             _refuse_weights(module)
         trains = {name for phase in self.planned for name in select(module, phase.train, stages=self.stages)}
         return tuple(name for name, _ in module.named_parameters() if name in trains)
@@ -101,6 +101,11 @@ class RunningSchedule:
         for phase in self.planned:
             if phase.sets_rates:
                 stage_factors(self._rates, phase)
+
+    @property
+    def is_from_scratch(self) -> bool:
+        """Whether the preset `from_scratch` was asked for."""
+        return self.phases in ("from_scratch", {"preset": "from_scratch"})
 
     @property
     def sets_rates(self) -> bool:
@@ -150,9 +155,11 @@ class RunningSchedule:
 
 
 def _refuse_weights(module: nn.Module) -> None:
-    weights = getattr(getattr(module, "backbone", None), "weights", None)
-    if weights is not None:
-        raise ValueError(
-            f"Preset 'from_scratch' trains random weights, and the backbone has {weights!r}: build it with "
-            "weights=None, or use the preset 'full' to train from these."
-        )
+    """Raise where a backbone in the module, under whatever name, says which weights it was given."""
+    for name, part in module.named_modules():
+        weights = getattr(part, "weights", None)
+        if isinstance(weights, str):
+            raise ValueError(  # noqa: TRY004  # the type is as it should be
+                f"Preset 'from_scratch' trains random weights, and {name or 'the module'} has {weights!r}: build it "
+                "with weights=None, or use the preset 'full' to train from these."
+            )

@@ -1,6 +1,7 @@
 """The schedule holds in real fits: what trains when, for any module, and through the whole life of a trainer."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_transfer import frozen_names
-from lit_transfer.callbacks import FinetuningSchedule
+from lit_transfer import create_backbone, frozen_names
+from lit_transfer.callbacks import FinetuningSchedule, WeightLoading
 from lit_transfer.modules import ImageClassifier
 
 
@@ -217,15 +218,29 @@ def test_modules_that_are_replaced_after_setup_are_frozen_as_well() -> None:
     assert module.encoder[1][1].weight.requires_grad
 
 
-def test_from_scratch_refuses_weights() -> None:
-    class Loaded(Foreign):
-        def __init__(self) -> None:
+def test_from_scratch_refuses_weights_of_a_backbone_under_any_name_and_of_a_callback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithBackbone(Foreign):
+        def __init__(self, weights: str | None) -> None:
             super().__init__()
-            self.backbone = torch.nn.Linear(1, 1)
-            self.backbone.weights = "IMAGENET1K_V1"
+            self.encoder = create_backbone(self.encoder, weights=weights, classifier=None, input_size=8)
 
-    with pytest.raises(ValueError, match="weights=None"):
-        fit(Loaded(), FinetuningSchedule("from_scratch"))
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.encoder(x))
+
+    saved = tmp_path / "encoder.pth"
+    torch.save(Foreign().encoder.state_dict(), saved)
+    with pytest.raises(ValueError, match=r"encoder has .*encoder\.pth.*weights=None"):
+        fit(WithBackbone(str(saved)), FinetuningSchedule("from_scratch"))
+    with pytest.raises(ValueError, match=r"WeightLoading loads .*encoder\.pth.*leave one"):
+        fit(Foreign(), FinetuningSchedule({"preset": "from_scratch"}), WeightLoading(saved, target="encoder"))
+    told: list[str] = []
+    monkeypatch.setattr("lit_transfer.callbacks._scratch.rank_zero_info", told.append)
+    module = WithBackbone(None)
+    fit(module, FinetuningSchedule("from_scratch"), max_epochs=1)
+    assert frozen_names(module) == ()
+    assert "the weights that WithBackbone has" in told[0]
 
 
 def test_a_transfer_module_whose_head_waits_for_the_data_is_scheduled() -> None:
@@ -240,6 +255,10 @@ def test_a_transfer_module_whose_head_waits_for_the_data_is_scheduled() -> None:
         val_dataloader = train_dataloader
 
     module = ImageClassifier("squeezenet1_1", weights=None, input_size=64)
+    module.backbone.weights = "IMAGENET1K_V1"
+    with pytest.raises(ValueError, match=r"backbone has 'IMAGENET1K_V1'.*weights=None.*'full'"):
+        trainer(FinetuningSchedule("from_scratch")).fit(module, datamodule=Classes())
+    module.backbone.weights = None
     made = trainer(FinetuningSchedule([{"train": "head"}, {"at": {"step": 1}, "top": 1}]), max_epochs=1)
     made.fit(module, datamodule=Classes())
     assert {name.split(".")[0] for name in frozen_names(module)} == {"backbone"}

@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
 from lit_transfer import frozen_names
-from lit_transfer.callbacks import FinetuningSchedule
+from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
 
 PHASES: list[Any] = [
     {"train": "head", "warmup": 2},
@@ -130,6 +130,37 @@ def test_a_schedule_may_be_added_to_a_run_that_had_none(tmp_path: Path) -> None:
     changes = Changes()
     run(PHASES, {}, changes, ckpt_path=tmp_path / "end0.ckpt")
     assert changes.at == {4: 6, 10: 0}
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_run_that_lost_its_schedule_is_refused_by_the_audit_and_measured_all_the_same(tmp_path: Path) -> None:
+    class Derived(FinetuningSchedule):
+        """As users make them."""
+
+    module = Foreign(AdamW)
+    trainer(Derived(PHASES[:2]), SaveAll(tmp_path), max_epochs=2).fit(module, Batches(), val_loader())
+    saved = tmp_path / "end0.ckpt"
+    for callbacks in ((), (TrainabilityAudit(),)):
+        made = trainer(*callbacks, max_epochs=2)
+        made.test(Foreign(AdamW), val_loader(), ckpt_path=saved, weights_only=True, verbose=False)
+    with pytest.raises(ValueError, match=r"a FinetuningSchedule, and this run has none.*FinetuningSchedule\('full'\)"):
+        trainer(TrainabilityAudit()).fit(Foreign(AdamW), Batches(), val_loader(), ckpt_path=saved, weights_only=True)
+    changes = Changes()
+    made = trainer(TrainabilityAudit(), FinetuningSchedule("full"), changes, max_epochs=2)
+    made.fit(Foreign(AdamW), Batches(), val_loader(), ckpt_path=saved, weights_only=True)
+    assert changes.at == {4: 0}
+
+
+def test_without_any_of_our_code_lightning_names_the_schedule_that_is_missing_and_everything_trains(
+    tmp_path: Path,
+) -> None:
+    run(PHASES, {}, SaveAll(tmp_path))
+    changes = Changes()
+    with pytest.warns(UserWarning, match="Please add the following callbacks:.*FinetuningSchedule"):
+        trainer(changes, max_epochs=2).fit(
+            Foreign(AdamW), Batches(), val_loader(), ckpt_path=tmp_path / "end0.ckpt", weights_only=True
+        )
+    assert changes.at == {4: 0}
 
 
 class Found(Foreign):

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, Metric
 
+from lit_transfer.callbacks import FinetuningSchedule
 from lit_transfer.modules import ImageClassifier, TransferModule
 
 MakeTrainer = Callable[..., Trainer]
@@ -157,6 +158,22 @@ def test_a_backbone_given_as_a_module_is_given_again(
     torch.load(tmp_path / "saved.ckpt", weights_only=True)
     loaded = QuadrantRegressor.load_from_checkpoint(tmp_path / "saved.ckpt", backbone=backbone)
     assert same(state(loaded), state(module))
+
+
+def test_a_fit_that_lost_its_schedule_is_refused_and_any_other_use_of_its_checkpoint_is_not(
+    data: LightningDataModule, backbone: nn.Module, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_epochs=1, callbacks=[FinetuningSchedule("linear_probe")])
+    trainer.fit(QuadrantRegressor(backbone), data)
+    trainer.save_checkpoint(saved := tmp_path / "saved.ckpt")
+    QuadrantRegressor.load_from_checkpoint(saved, backbone=backbone)
+    with pytest.warns(UserWarning, match="Please add the following callbacks:.*FinetuningSchedule"):
+        make_trainer().validate(QuadrantRegressor(backbone), data, ckpt_path=saved, weights_only=True)
+    with pytest.raises(ValueError, match="this run has none"):
+        make_trainer().fit(QuadrantRegressor(backbone), data, ckpt_path=saved, weights_only=True)
+    make_trainer(callbacks=[FinetuningSchedule("full")]).fit(
+        QuadrantRegressor(backbone), data, ckpt_path=saved, weights_only=True
+    )
 
 
 class AfterSanityCheck(Callback):

@@ -1,0 +1,29 @@
+"""The preset `from_scratch` beside other callbacks, and what it can know of a module's weights."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_transfer.callbacks.weight_loading import WeightLoading
+
+__all__ = ["check_scratch"]
+
+
+def check_scratch(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse to train from scratch with weights that another callback loads, and tell what cannot be known.
+
+    Raises:
+        ValueError: A WeightLoading is among the callbacks.
+    """
+    settings: Any = trainer  # Lightning does not annotate what its connectors set
+    loading = next((c for c in settings.callbacks if isinstance(c, WeightLoading)), None)
+    if loading is not None:
+        raise ValueError(
+            f"Preset 'from_scratch' trains random weights, and WeightLoading loads {loading.path!r}: leave one of the "
+            "callbacks out, or use the preset 'full' to train from these."
+        )
+    rank_zero_info(
+        f"FinetuningSchedule: from_scratch: everything trains from the weights that {type(module).__name__} has; no "
+        "backbone in it tells of pretrained ones."
+    )
