@@ -41,7 +41,7 @@ def fill_optimizers(
     found = state()
     checkpoint["optimizer_states"] = []
     if found.optimizer is None:
-        told = ["the optimizer starts afresh: no state of one is restored"]
+        told = ["the optimizer starts afresh"]
         return [*told, *_fill_schedulers(checkpoint, trainer, (), None)]
     checkpoint["optimizer_states"], told = for_optimizers(found.optimizer, trainer.optimizers, names)
     schedulers = found.schedulers if checkpoint["optimizer_states"] else ()
@@ -62,8 +62,8 @@ def _fill_schedulers(
         )
         states.append(own if carried is None else carried)
         if carried is None:
-            reason = "the file's is of another kind" if number < len(saved) else "the file holds none for it"
-            told.append(f"the scheduler {type(config.scheduler).__name__} starts afresh: {reason}")
+            reason = ": the file's is of another kind" if number < len(saved) else ""
+            told.append(f"the scheduler {type(config.scheduler).__name__} starts afresh{reason}")
     if len(saved) > len(states):
         told.append(f"{len(saved) - len(states)} of {len(saved)} schedulers: this run has no more")
     checkpoint["lr_schedulers"] = states

@@ -98,13 +98,13 @@ class TolerantRestore(Callback):
             self._checkpoint = read_lightning(inner, path, weights_only, self._opened, self._told)
             return self._checkpoint
         self._state = read_training_state(module, self._opened, **self._arguments)
+        self._told += self._state.lost
         if trainer.state.fn != TrainerFn.FITTING and self._state.fresh:
             raise WeightsError(f"{path} does not fill {', '.join(self._state.fresh[:4])}: there is nothing to measure")
         if self._state.kind == "lightning":
             self._checkpoint = read_lightning(inner, path, weights_only, self._opened, self._told)
             self._checkpoint["state_dict"] = self._state.weights(module)
         else:
-            self._told += self._state.lost
             self._checkpoint = as_lightning_checkpoint(
                 self._state, trainer, path, best_score=self._best_score, told=self._told
             )
@@ -125,7 +125,7 @@ class TolerantRestore(Callback):
         if state is not None:
             rank_zero_info(f"TolerantRestore: {opened.name}: {state}")
         if told := [*self._told, *told]:
-            rank_zero_warn(f"TolerantRestore: not carried over from {opened.name}: {'; '.join(told)}.")
+            rank_zero_warn(f"TolerantRestore: not all of {opened.name} is carried over: {'; '.join(told)}.")
         self._checkpoint = self._opened = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,7 +1,7 @@
 """A foreign training checkpoint as a plain value: weights, counters, scores, and moments by parameter name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from lit_transfer.restore._assign import Shape
 from lit_transfer.restore._contents import Contents, Kind, contents_of
 from lit_transfer.restore._optimizer import NamedState, by_name
 from lit_transfer.restore._plain import number
-from lit_transfer.weights import Checkpoint, Plan, Source, WeightsError, open_checkpoint, plan_weights
+from lit_transfer.weights import Checkpoint, Entry, Plan, Source, WeightsError, open_checkpoint, plan_weights
+from lit_transfer.weights._report import few
 
 EpochMeans: TypeAlias = Literal["finished", "next"]
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -52,7 +53,8 @@ class TrainingState:
     def __str__(self) -> str:
         moments = f"moments of {len(self.optimizer.states)} parameters" if self.optimizer is not None else "no moments"
         loaded = f"{len(self.plan.of('load', 'adapt'))} tensors of a {self.kind} checkpoint"
-        return f"{loaded}; {self.epoch or 0} epochs done, {moments} ({self.plan.edit})"
+        told = "; ".join((self.plan.edit, *self.plan.notes))
+        return f"{loaded}; {self.epoch or 0} epochs done, {moments} ({told})"
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict with the file's values in it; tensors that it does not fill are the model's own."""
@@ -100,9 +102,12 @@ def read_training_state(
         key = "state_dict"
     plan = plan_weights(model, checkpoint, target=target, key=key, head=head, rename=rename, prefer="plain")
     plan.check()
+    plan = _with_classifier(plan, model, checkpoint)
     named = None
     if optimizer == "restore" and contents.optimizers:
         named = _named(checkpoint, contents, plan, model, parameter_names)
+    fresh = _fresh(model, plan)
+    lost = contents.unused if contents.kind != "lightning" else ()  # Lightning restores what is its own
     return TrainingState(
         kind=contents.kind,
         plan=plan,
@@ -112,8 +117,8 @@ def read_training_state(
         optimizer=named,
         schedulers=contents.schedulers,
         scaler=contents.scaler,
-        fresh=_fresh(model, plan),
-        lost=tuple(contents.unused),
+        fresh=fresh,
+        lost=(*lost, f"fresh weights for {few(fresh)}") if fresh else lost,
     )
 
 
@@ -152,6 +157,30 @@ def _steps_of(named: NamedState | None) -> int | None:
     """The steps that Adam counts."""
     counts = [number(state.get("step")) for state in named.states.values()] if named is not None else []
     return max((int(count) for count in counts if count is not None), default=None)
+
+
+def _with_classifier(plan: Plan, model: nn.Module, checkpoint: Checkpoint) -> Plan:
+    """Pair the one Linear that the plan leaves fresh with the one that it leaves over, if only their names differ.
+
+    A backbone keeps its upstream names, and the classifier that stood behind it has another name here.
+    """
+    fresh, state_dict = _fresh(model, plan), checkpoint.state_dict(plan.key)
+    ours, theirs = ({name.rpartition(".")[0] for name in names} for names in (fresh, plan.unexpected))
+    if len(ours) != 1 or len(theirs) != 1 or not isinstance(model.get_submodule(*ours), nn.Linear):
+        return plan
+    parameters, (place,) = dict(model.named_parameters()), theirs
+    entries = []
+    for name in fresh:
+        source = ".".join(part for part in (place, name.rpartition(".")[2]) if part)
+        shape = tuple(parameters[name].shape)
+        if source not in plan.unexpected or state_dict[source].shape != shape:
+            return plan
+        tensor = state_dict[source]
+        entries.append(Entry(name, shape, "load", source, shape, tensor.nbytes, tensor=tensor))
+    if len(entries) != len(plan.unexpected):
+        return plan
+    notes = (*plan.notes, f"{', '.join(fresh)} are the file's {', '.join(plan.unexpected)}")
+    return replace(plan, entries=(*plan.entries, *entries), unexpected=(), notes=notes)
 
 
 def _fresh(model: nn.Module, plan: Plan) -> tuple[str, ...]:

@@ -109,3 +109,44 @@ def gap(one: nn.Module, other: nn.Module) -> float:
     """The largest difference between two networks."""
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return max((a - b).abs().max().item() for a, b in pairs)
+
+
+class LeNet(LightningModule):
+    """The network of the course's lesson on checkpoints, and its optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 2)
+        self.epochs: list[int] = []
+
+    @staticmethod
+    def data() -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(1)
+        images, labels = torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8) % 2
+        return DataLoader(TensorDataset(images, labels), batch_size=4)
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.append(self.current_epoch)
+
+    def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        x = nn.functional.max_pool2d(self.conv1(batch[0]).relu(), 2)
+        x = nn.functional.max_pool2d(self.conv2(x).relu(), 2).flatten(1)
+        return nn.functional.cross_entropy(self.fc3(self.fc2(self.fc1(x).relu()).relu()), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = SGD(self.parameters(), lr=0.01, momentum=0.9)
+        return [optimizer], [StepLR(optimizer, 6)]
+
+
+class Twin(LightningModule):
+    """The three linear layers that the course saved from one GPU and from several."""
+
+    def __init__(self, wrap: Callable[[nn.Module], nn.Module], shapes: list[torch.Size]) -> None:
+        super().__init__()
+        layers = nn.ModuleList(nn.Linear(shape[1], shape[0], bias=False) for shape in shapes)
+        self.net = wrap(nn.ModuleDict({"linears": layers}))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass

@@ -135,6 +135,30 @@ def test_a_new_head_is_fresh_and_so_are_its_moments(tmp_path: Path) -> None:
     assert torch.equal(state.weights(model)["1.weight"], model[1].weight)
 
 
+class Headed(nn.Module):
+    """As this library's modules are: upstream names under `backbone`, and a head of its own name."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.add_module("conv1", nn.Conv2d(3, 4, 3))
+        self.backbone.add_module("conv2", nn.Conv2d(4, 4, 3))
+        self.head = nn.Linear(4, classes)
+
+
+def test_a_classifier_of_another_name_is_the_head(tmp_path: Path) -> None:
+    upstream = nn.Module()
+    for name, module in (("conv1", nn.Conv2d(3, 4, 3)), ("conv2", nn.Conv2d(4, 4, 3)), ("fc", nn.Linear(4, 2))):
+        upstream.add_module(name, module)
+    torch.save({"state_dict": upstream.state_dict(), "epoch": 0}, tmp_path / "file.pth")
+    model = Headed()
+    state = read_training_state(model, tmp_path / "file.pth")
+    assert state.fresh == ()
+    assert "head.weight, head.bias are the file's fc.weight, fc.bias" in str(state)
+    assert torch.equal(state.weights(model)["head.weight"], upstream.fc.weight)
+    assert read_training_state(Headed(3), tmp_path / "file.pth").fresh == ("head.weight", "head.bias")
+
+
 def test_tied_parameters_have_their_moments_once(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
