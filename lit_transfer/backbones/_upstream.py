@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 
 import torch
@@ -52,21 +53,21 @@ def upstream_model(
         return model, trace
 
 
-def guess_backbone(state_dict: StateDict, parameters: int) -> str | None:
+def guess_backbone(state_dict: StateDict) -> str | None:
     """Name the torchvision model that a state dict fills completely, whatever its classes and prefixes.
 
     Only the models of the family that the names tell are tried, those of the nearest size first.
 
     Args:
         state_dict: Names and tensors.
-        parameters: Number of its parameters.
 
     Returns:
         A name of `list_backbones()`, or None.
     """
     family = torchvision_family(state_dict)
     names = [name for name in _torchvision.list_names() if any(fnmatchcase(name, pattern) for pattern in family)]
-    names.sort(key=lambda name: abs(_torchvision.count_parameters(name) - parameters))
+    elements = sum(math.prod(tensor.shape) for tensor in state_dict.values())
+    names.sort(key=lambda name: abs(_torchvision.count_parameters(name) - elements))
     return next((name for name in names[:_GUESSES] if _fills(state_dict, name)), None)
 
 

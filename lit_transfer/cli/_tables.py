@@ -59,3 +59,8 @@ def as_size(count: int) -> str:
 def as_count(number: int, thing: str) -> str:
     """A number with its noun: `1 tensor`, `1,234 tensors`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def as_shape(shape: Sequence[int]) -> str:
+    """A shape as people write it: `64x3x7x7`."""
+    return "x".join(map(str, shape)) or "scalar"

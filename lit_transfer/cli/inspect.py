@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_transfer.cli._parsing import CommandParser
-from lit_transfer.cli._tables import as_size, make_list, make_table, safe, show
+from lit_transfer.cli._tables import as_shape, as_size, make_list, make_table, safe, show
 from lit_transfer.weights import Checkpoint, describe, main_state_dict, open_checkpoint, torchvision_family
 
 # Settings of an optimizer's group that have a column, or follow from one.
@@ -50,7 +50,7 @@ def _guess_backbones(checkpoint: Checkpoint, entries: list[dict[str, Any]]) -> N
         if entry in largest and torchvision_family(found):
             from lit_transfer.backbones import guess_backbone  # torchvision takes a second to import
 
-            entry["backbone"] = guess_backbone(found, entry["parameters"])
+            entry["backbone"] = guess_backbone(found)
 
 
 def _tensors(checkpoint: Checkpoint, key: str | None) -> tuple[str, list[dict[str, str]]]:
@@ -58,7 +58,7 @@ def _tensors(checkpoint: Checkpoint, key: str | None) -> tuple[str, list[dict[st
     return found.key, [
         {
             "name": name,
-            "shape": "x".join(map(str, tensor.shape)) or "scalar",
+            "shape": as_shape(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "device": tensor.location,
         }
@@ -94,7 +94,7 @@ def _summary(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "progress", ", ".join(progress)
     if told["class_names"]:
         yield "classes", _few(told["class_names"], 12)
-    yield from told["metadata"].items()
+    yield from ((name, text) for name, text in told["metadata"].items() if name != "class_names")
     if not isinstance(told["contents"], dict):
         yield "holds", str(told["contents"])
     if not told["state_dicts"]:

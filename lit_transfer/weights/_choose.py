@@ -30,14 +30,15 @@ def choose(candidates: Sequence[Candidate], prefer: Prefer) -> tuple[Plan, str]:
     Raises:
         WeightsError: Two fit equally well.
     """
-    complete = _dominant([c for c in candidates if c[1].complete and not _part_of_better(c, candidates)])
+    complete = [c for c in candidates if c[1].complete and not _part_of_better(c, candidates)]
+    # The first of two that do the same stays: a module and its own state dict share their tensors.
+    complete = _dominant(sorted(complete, key=lambda c: _match_rank(c[0], prefer)))
     if not complete:
         match, plan = max([c for c in candidates if not c[1].complete] or candidates, key=_nearness)
         if plan.complete:  # a small part of the model that something in the file happens to fit
             plan = replace(plan, problems=(f"it fits only {match.part!r}; target={match.part!r} accepts that",))
         return replace(plan, problems=(_diagnosis(match), *plan.problems)), ""
-    ranked = sorted(complete, key=lambda c: _match_rank(c[0], prefer))
-    first, others = ranked[0], ranked[1:]
+    first, others = complete[0], complete[1:]
     equal = [other for other in others if _match_rank(other[0], prefer) == _match_rank(first[0], prefer)]
     if equal:
         raise WeightsError(_ambiguous(first, equal[0]))

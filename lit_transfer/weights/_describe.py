@@ -57,7 +57,7 @@ def diff_checkpoints(
 ) -> dict[str, Any]:
     """Compare two checkpoints tensor by tensor; one tensor of each is in memory at a time.
 
-    Prefixes in which the names of the two sides differ are removed first; what lies outside of them is there on one
+    Prefixes in which most names of the two sides differ are removed first; what lies outside of them is there on one
     side only. Two nan at the same place are equal.
 
     Args:
@@ -76,7 +76,7 @@ def diff_checkpoints(
         WeightsError: There is no state dict at a key, or several that are equally likely.
     """
     (first, note), (second, other_note) = main_state_dict(one, key), main_state_dict(other, other_key)
-    prefixes = prefix_pairs({n: t.shape for n, t in first.items()}, {n: t.shape for n, t in second.items()}, limit=1)[0]
+    prefixes = _prefixes(first, second)
     ours, theirs = _inside(first, prefixes[0]), _inside(second, prefixes[1])
     notes = [f"{side.name}: {said}" for side, said in ((one, note), (other, other_note)) if said]
     result: dict[str, Any] = {
@@ -118,6 +118,14 @@ def _widest(*dtypes: torch.dtype) -> torch.dtype:
     if any(dtype.is_complex for dtype in dtypes):
         return torch.complex128
     return torch.float64 if any(dtype.is_floating_point for dtype in dtypes) else torch.int64
+
+
+def _prefixes(first: StateDict, second: StateDict) -> tuple[str, str]:
+    """The prefixes without which most names agree, or none at all if fewer than half of them ever do."""
+    pairs = prefix_pairs({n: t.shape for n, t in first.items()}, {n: t.shape for n, t in second.items()})
+    common = {pair: len(_inside(first, pair[0]).keys() & _inside(second, pair[1]).keys()) for pair in pairs}
+    best = max(pairs, key=lambda pair: common[pair])
+    return best if 2 * common[best] >= min(len(first), len(second)) else ("", "")
 
 
 def _outside(state_dict: StateDict, prefix: str) -> list[str]:

@@ -1,11 +1,12 @@
 """Where the state dicts are in a checkpoint's content: dictionaries of tensors at any depth, and pickled modules."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._lazy import LazyTensor
+from lit_transfer.weights._patterns import chosen, require_hits
 from lit_transfer.weights._stand_ins import InertDict, StandIn, as_tensor
 
 MAX_DEPTH = 60
@@ -36,6 +37,25 @@ class StateDict(Mapping[str, LazyTensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def selected(self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None) -> "StateDict":
+        """The part of it that `include` names and `exclude` does not.
+
+        Args:
+            include: Globs or dotted names; all if not given.
+            exclude: Globs or dotted names.
+
+        Raises:
+            WeightsError: A pattern matches no name.
+        """
+        require_hits(include or (), self.tensors, "include")
+        require_hits(exclude or (), self.tensors, "exclude")
+        kept = {
+            name: tensor
+            for name, tensor in self.items()
+            if (not include or chosen(name, include)) and not chosen(name, exclude or ())
+        }
+        return replace(self, tensors=kept)
 
 
 def is_optimizer_state(found: StateDict) -> bool:

@@ -48,7 +48,8 @@ class LoadReport:
         plain = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
+        """Titles and texts for people, without those that have nothing to tell."""
         rows = [
             ("from", f"{self.source} ({self.format})" + (f", key {self.key!r}" if self.key else "")),
             ("into", self.target or "the whole model"),
@@ -61,7 +62,10 @@ class LoadReport:
             ("unexpected", few(self.unexpected)),
             *(("note", note) for note in self.notes),
         ]
-        return "\n".join(f"{title:<11} {text}" for title, text in rows if text)
+        return [(title, text) for title, text in rows if text]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{title:<11} {text}" for title, text in self.rows())
 
 
 def few(names: Iterable[str], limit: int = 4) -> str:

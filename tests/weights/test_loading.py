@@ -340,3 +340,13 @@ def test_a_missing_file_lists_the_nearest(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "model_best.pth")
     with pytest.raises(FileNotFoundError, match=r"there is model_best\.pth"):
         open_checkpoint(tmp_path / "model_bst.pth")
+
+
+def test_a_module_beside_its_own_state_dict_is_no_third_choice(tmp_path: Path) -> None:
+    net = nn.Linear(2, 2)
+    averaged = {name: tensor + 1 for name, tensor in net.state_dict().items()}
+    torch.save({"model": net, "state_dict": net.state_dict(), "ema": averaged}, tmp_path / "f.pth")
+    model = nn.Linear(2, 2)
+    assert load_weights(model, tmp_path / "f.pth", prefer="plain").key == "state_dict"
+    assert torch.equal(model.weight, net.weight)
+    assert load_weights(model, tmp_path / "f.pth").key == "ema"

@@ -1,0 +1,178 @@
+"""`lit-transfer convert IN OUT`: the weights of a checkpoint in another format, under other names, or slimmed.
+
+OUT is safetensors or a torch file, as its suffix says, and holds a plain state dict and nothing else.
+"""
+
+import json
+import math
+import re
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_transfer.cli._parsing import CommandParser
+from lit_transfer.cli._tables import as_count, as_size, safe, show
+from lit_transfer.cli._upstream import add_model_arguments, as_flags, backbone_of, model_options, saved_by_us
+from lit_transfer.weights import (
+    Checkpoint,
+    Entry,
+    Plan,
+    WeightsError,
+    describe,
+    main_state_dict,
+    open_checkpoint,
+    plan_weights,
+    save_weights,
+)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command with `argv`, whose first word is its name."""
+    arguments = _parser().parse_args(argv[1:])
+    target = Path(arguments.target)
+    checkpoint = open_checkpoint(arguments.source)
+    _check_target(arguments.source, target, arguments.force)
+    try:
+        state, told = _upstream(checkpoint, arguments) if arguments.to else _as_it_is(checkpoint, arguments)
+    except WeightsError as error:
+        raise WeightsError(as_flags(str(error))) from error
+    prefix, strip, dtype = arguments.prefix, arguments.strip, _DTYPES.get(arguments.dtype)
+    save_weights(state, target, prefix=prefix, strip=strip, dtype=dtype, metadata=_metadata(checkpoint, told))
+    size = target.stat().st_size
+    if arguments.json:
+        print(json.dumps({"path": str(target), "tensors": len(state), "bytes": size, "from": told}))
+    else:
+        show(safe(f"{target}: {as_count(len(state), 'tensor')}, {as_size(size)}, from {told}"))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lit-transfer convert", description=(__doc__ or "").replace("`", ""))
+    parser.add_argument(
+        "source", metavar="IN", help="a checkpoint: path, http(s):// or hf:// address, folder of shards"
+    )
+    parser.add_argument("target", metavar="OUT", help=".safetensors, or .pth, .pt, .bin, .ckpt for a torch file")
+    parser.add_argument("--key", help="which state dict of the file, such as state_dict_ema; found if not given")
+    parser.add_argument("--prefer", choices=("ema", "plain"), default="ema", help="which of several copies to take")
+    parser.add_argument("--include", nargs="+", metavar="NAME", help="globs or dotted names: only these are written")
+    parser.add_argument("--exclude", nargs="+", metavar="NAME", help="globs or dotted names: these are left out")
+    parser.add_argument("--strip", metavar="NAME", help="take this from the front of all names: module, module.module")
+    parser.add_argument("--prefix", metavar="NAME", help="put this in front of all names: module")
+    parser.add_argument("--dtype", choices=tuple(_DTYPES), help="cast floating-point tensors")
+    parser.add_argument(
+        "--to",
+        metavar="NAME",
+        help="write what torchvision's or timm's own model loads with strict=True, classifier included: resnet18, "
+        "timm/convnext_tiny, or upstream for the backbone that the checkpoint tells of",
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+def _check_target(source: str, target: Path, force: bool) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent} for {target.name}")
+    if not target.exists():
+        return
+    if Path(source).exists() and target.samefile(source):
+        raise ValueError(f"OUT is IN ({target}): what is not weights would be lost; give another name")
+    if not force:
+        raise FileExistsError(f"{target} is there already: --force replaces it")
+
+
+def _as_it_is(checkpoint: Checkpoint, arguments: Namespace) -> tuple[Mapping[str, Any], str]:
+    """The state dict under its own names, and where it comes from in words."""
+    found, note = main_state_dict(checkpoint, arguments.key, arguments.prefer)
+    state = found.selected(arguments.include, arguments.exclude)
+    strip = arguments.strip
+    outside = [name for name in state if strip is not None and not name.startswith(f"{strip}.")]
+    if outside:
+        more = "" if len(outside) == 1 else f" and {len(outside) - 1} more"
+        raise WeightsError(
+            f"--strip {strip}: {outside[0]}{more} of {len(state)} names do not begin with `{strip}.`; "
+            f"--include {strip} leaves them out"
+        )
+    place = f"{found.key!r} of {checkpoint.name}" if found.key else checkpoint.name
+    return state, f"{place} ({note})" if note else place
+
+
+def _upstream(checkpoint: Checkpoint, arguments: Namespace) -> tuple[Mapping[str, Any], str]:
+    """The state dict of the upstream model with the file's values, and where they come from in words."""
+    if arguments.strip or arguments.include or arguments.exclude:
+        raise ValueError("--to finds the names by itself: it does not go with --strip, --include or --exclude")
+    name = backbone_of(checkpoint, arguments.key, "--to") if arguments.to == "upstream" else arguments.to
+    plan = _plan(checkpoint, name, arguments)
+    state: OrderedDict[str, Any] = OrderedDict((entry.name, _unchanged(entry, plan)) for entry in plan.entries)
+    state._metadata = plan.metadata  # type: ignore[attr-defined]  # where torch keeps the modules' versions
+    place = f"{plan.key!r} of {checkpoint.name}" if plan.key else checkpoint.name
+    notes = "".join(f"; {note}" for note in plan.notes)
+    return state, f"{place} as {name} ({plan.edit}{notes})"
+
+
+def _plan(checkpoint: Checkpoint, name: str, arguments: Namespace) -> Plan:
+    """A complete plan for the upstream model with as many outputs as the file's classifier has."""
+    from lit_transfer.backbones import upstream_model
+
+    options = model_options(checkpoint, arguments.in_channels, arguments.input_size)
+    model, trace = upstream_model(name, **options)
+    if trace.classifier is None:
+        raise ValueError(f"{name} has no classifier: give the backbone's names with --include and --strip")
+    rename = _head_names(checkpoint, trace.classifier)
+    choice = {"key": arguments.key, "prefer": arguments.prefer, "rename": rename}
+    plan = plan_weights(model, checkpoint, head=trace.stages[-1].modules, **choice)
+    output = next(entry for entry in plan.entries if entry.name == f"{trace.classifier}.weight")
+    if output.source_shape and output.source_shape[0] != output.shape[0]:
+        model, _ = upstream_model(name, num_outputs=output.source_shape[0], **options)
+        plan = plan_weights(model, checkpoint, head=(), **choice)
+    if plan.problems:
+        reasons = "; ".join(
+            re.sub(r"; [^;]*(accepts that|leaves them as they are)", "", text) for text in plan.problems
+        )
+        raise WeightsError(f"{checkpoint.name} does not fill {name}: {reasons}")
+    return plan
+
+
+def _head_names(checkpoint: Checkpoint, classifier: str) -> dict[str, str]:
+    """How the head of one of our modules is renamed, which is one linear layer, after a dropout or not."""
+    if not saved_by_us(checkpoint)[0]:
+        return {}
+    names = [name for name in main_state_dict(checkpoint)[0] if name.startswith("head.") and name.endswith(".weight")]
+    if len(names) != 1:
+        raise WeightsError(
+            f"the head of {checkpoint.name} has {len(names)} layers, where upstream has one: "
+            "--include backbone --strip backbone writes the backbone alone"
+        )
+    return {rf"^{names[0].removesuffix('.weight')}\.".replace("head.", r"head\."): f"backbone.{classifier}."}
+
+
+def _unchanged(entry: Entry, plan: Plan) -> Any:
+    """The tensor of the file; a linear layer and a 1x1 convolution differ in their shape alone."""
+    tensor, change = entry.tensor, entry.change
+    if entry.action == "load" and tensor is not None:
+        return tensor
+    if tensor is not None and change is not None and math.prod(tensor.shape) == math.prod(entry.shape):
+        return change.run(tensor.read())
+    if entry.name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    why = entry.reason or "it is not in the file"
+    raise WeightsError(
+        f"{plan.source} is not written as it is: {entry.name} would not keep its values ({why}); "
+        "--in-channels and --input-size say how the model was built"
+    )
+
+
+def _metadata(checkpoint: Checkpoint, told: str) -> dict[str, str]:
+    """What is kept beside the tensors: the old text, class names, preprocessing and where the weights come from."""
+    kept = dict(checkpoint.metadata)
+    if names := describe(checkpoint, depth=0)["class_names"]:
+        kept["class_names"] = json.dumps(names)
+    if "preprocessing" in (own := saved_by_us(checkpoint)[0]):
+        kept["preprocessing"] = json.dumps(own["preprocessing"])
+    return {**kept, "provenance": f"lit-transfer convert: {told}"}
