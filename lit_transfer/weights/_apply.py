@@ -14,7 +14,7 @@ from lit_transfer.weights._lazy import FileTensor, LazyTensor, SourceFile
 from lit_transfer.weights._map_location import MapLocation
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import LoadReport, few
-from lit_transfer.weights._target import target_of
+from lit_transfer.weights._target import is_sharded, target_of
 
 
 def apply_plan(plan: Plan, model: nn.Module, map_location: MapLocation = None) -> LoadReport:
@@ -29,6 +29,7 @@ def apply_plan(plan: Plan, model: nn.Module, map_location: MapLocation = None) -
         for entry in entries:
             with named(entry.source or entry.name):
                 _tensor(entry).check(_handle(entry, handles))
+        _require_ties(plan.of("load", "adapt"), slots)
         verify((entry.source or entry.name, _tensor(entry)) for entry in direct)  # the others' reads verify
         values = [_value(entry, slots[entry.name], map_location) for entry in computed]
         for entry in direct:  # one thread: two or four were not faster from the page cache
@@ -48,10 +49,21 @@ def _once(entries: Iterable[Entry], slots: dict[str, Tensor]) -> list[Entry]:
     for entry in entries:
         if entry.name not in slots or tuple(slots[entry.name].shape) != entry.shape:
             raise WeightsError(f"the plan was made for another model: this one has no {entry.name} of {entry.shape}")
-        if slots[entry.name].layout != torch.strided:
-            raise WeightsError(f"{entry.name} is a {slots[entry.name].layout} tensor: only strided ones are filled")
         wanted.setdefault(id(slots[entry.name]), entry)
     return list(wanted.values())
+
+
+def _require_ties(entries: Iterable[Entry], slots: dict[str, Tensor]) -> None:
+    """Raise a WeightsError if what is one tensor in the model is two in the file, with other values."""
+    first: dict[int, Entry] = {}
+    for entry in entries:
+        kept = first.setdefault(id(slots[entry.name]), entry)
+        one, other = _tensor(kept), _tensor(entry)
+        if one.place() != other.place() and not torch.equal(one.read(), other.read()):
+            raise WeightsError(
+                f"{kept.name} and {entry.name} are one tensor in the model, and two with other values in the file "
+                f"({kept.source} and {entry.source}): exclude=[{entry.name!r}] takes the first"
+            )
 
 
 def _tensor(entry: Entry) -> LazyTensor:
@@ -69,8 +81,8 @@ def _handle(entry: Entry, handles: dict[SourceFile, IO[bytes]]) -> Any:
 
 
 def _needs_value(entry: Entry, slot: Tensor) -> bool:
-    """Whether the value is computed first: adapted ones, models on meta, and tensors that are not plain memory."""
-    return entry.change is not None or slot.is_meta or not isinstance(entry.tensor, FileTensor)
+    """Whether the value is computed first: adapted ones, models on meta or in shards, and what is in memory."""
+    return entry.change is not None or slot.is_meta or is_sharded(slot) or not isinstance(entry.tensor, FileTensor)
 
 
 def _value(entry: Entry, slot: Tensor, map_location: MapLocation) -> Tensor:
@@ -82,7 +94,21 @@ def _value(entry: Entry, slot: Tensor, map_location: MapLocation) -> Tensor:
         value = entry.change.run(value)
     if tuple(value.shape) != entry.shape:
         raise WeightsError(f"the adaptation of {entry.name} gave {tuple(value.shape)} instead of {entry.shape}")
+    if is_sharded(slot):
+        return _shard(entry.name, value, slot)
     return torch.empty_like(slot, device=value.device).copy_(value) if slot.is_meta else value
+
+
+def _shard(name: str, value: Tensor, slot: Any) -> Tensor:
+    """This process' part of a value. Each process reads the file for itself, so that nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor
+
+    try:
+        whole = value.to(slot.dtype)
+        shard = distribute_tensor(whole, slot.device_mesh, slot.placements, src_data_rank=None)
+        return shard.clone()  # else it would keep the whole alive
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{name} is sharded as {slot.placements}, which cannot be filled: {error}") from error
 
 
 def _put(slot: Tensor, value: Tensor) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_transfer.weights._adapt import adaptation, class_rows, rows_by_class
 from lit_transfer.weights._checkpoint import Checkpoint
@@ -14,10 +14,10 @@ from lit_transfer.weights._head import find_head, is_cut_head, last_output
 from lit_transfer.weights._lazy import LazyTensor
 from lit_transfer.weights._match import Match
 from lit_transfer.weights._patterns import chosen
-from lit_transfer.weights._pickled import UnreadTensor
+from lit_transfer.weights._pickled import UnreadTensor, not_plain
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import few
-from lit_transfer.weights._target import is_counter, is_under_any
+from lit_transfer.weights._target import is_counter, is_sharded, is_under_any
 
 OnMismatch: TypeAlias = Literal["adapt", "skip", "error"]
 # Buffers that follow from the window or the picture's size, in Swin and CLIP.
@@ -80,7 +80,7 @@ def _entry(match: Match, name: str, head: tuple[str, ...], wishes: Wishes) -> En
     tensor = match.tensor(name)
     reason = "" if tensor.dtype == match.slots[name].dtype else _dtypes(tensor.dtype, match.slots[name].dtype)
     entry = Entry(name, ours, "load", match.pairs[name], tensor.shape, tensor.nbytes, reason, tensor)
-    clash = _clash(tensor, match.slots[name].dtype)
+    clash = _clash(tensor, match.slots[name])
     if not clash and is_under_any(name, head) and _classes_differ(wishes, tensor.shape, ours):
         return _chosen_rows(entry, wishes)
     return _other(match, entry, head, wishes, clash) if clash or tensor.shape != ours else entry
@@ -220,12 +220,14 @@ def _metadata(match: Match) -> dict[str, dict[str, Any]]:
     return {module: known[source] for source, module in pairs.items() if source in known}
 
 
-def _clash(tensor: LazyTensor, ours: torch.dtype) -> str:
+def _clash(tensor: LazyTensor, slot: Tensor) -> str:
     """Why the values cannot be taken, whatever their shape; "" if they can."""
     if isinstance(tensor, UnreadTensor):
         return tensor.why
-    same = _kind(tensor.dtype) == _kind(ours)
-    return "" if same else f"{_dtypes(tensor.dtype, ours)} would change the kind of number"
+    if not is_sharded(slot) and (why := not_plain(slot)):
+        return f"the model's is {why}, which is not filled: load before it becomes that"
+    same = _kind(tensor.dtype) == _kind(slot.dtype)
+    return "" if same else f"{_dtypes(tensor.dtype, slot.dtype)} would change the kind of number"
 
 
 def _kind(dtype: torch.dtype) -> str:

@@ -1,9 +1,11 @@
 """The model's side of a load: its parameters and persistent buffers by name, tied ones together."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -62,11 +64,13 @@ def target_of(model: nn.Module) -> Target:
     """Collect the tensors that a load may fill.
 
     Raises:
-        WeightsError: A parameter has no shape yet (lazy modules).
+        WeightsError: A parameter has no shape yet (lazy modules), or a module keeps its weights in a form that cannot
+            be filled (quantised layers, FSDP of before fully_shard).
     """
     slots: dict[str, Tensor] = {}
     transient = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
+        _require_open(prefix, module)
         dot = f"{prefix}." if prefix else ""
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -81,6 +85,30 @@ def target_of(model: nn.Module) -> Target:
     if not slots:
         raise WeightsError(f"{type(model).__name__} has no parameters to load into")
     return Target(model, slots, frozenset(transient))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor, as fully_shard makes of parameters. Its module is imported if there are any."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _require_open(name: str, module: nn.Module) -> None:
+    """Refuse a module whose weights are not its parameters; give one of fully_shard its shards back."""
+    if hasattr(module, "_packed_params"):  # each quantised layer of torch has it
+        raise WeightsError(
+            f"{name or type(module).__name__} is a quantised layer, whose weights are packed: load into the model "
+            "before it is quantised"
+        )
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
+        raise WeightsError(
+            f"{name or 'the model'} is wrapped by FullyShardedDataParallel: load before it is wrapped, or use "
+            "torch.distributed.fsdp.fully_shard"
+        )
+    sharded: Any = module
+    if fsdp is not None and isinstance(sharded, fsdp.FSDPModule):
+        sharded.reshard()  # after a forward pass without a backward pass its parameters are gathered copies
 
 
 def is_under(name: str, prefix: str) -> bool:
