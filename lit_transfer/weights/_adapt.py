@@ -8,16 +8,26 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lit_transfer.weights._lazy import LazyTensor
+
 Shape = tuple[int, ...]
 _MAX_TOKENS = 5  # class token, distillation token, four registers: never more than five together in use
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A change of shape, with its reason in words."""
+    """A change of shape, with its reason in words.
+
+    Attributes:
+        reason: Why, in words.
+        run: Computes the new tensor.
+        drops_class_position: Whether a position table loses the class token's position, which then belongs into that
+            token.
+    """
 
     reason: str
     run: Callable[[Tensor], Tensor]
+    drops_class_position: bool = False
 
 
 def adaptation(name: str, module: nn.Module, theirs: Shape, ours: Shape, *, first: bool) -> Adaptation | None:
@@ -122,7 +132,18 @@ def _position_table(theirs: Shape, ours: Shape) -> Adaptation | None:
             a, b = math.isqrt(old), math.isqrt(new)
             reason = f"positions interpolated from {a}x{a} to {b}x{b}, {tokens} extra tokens kept"
             return Adaptation(reason, partial(adapt_position_table, positions=ours[1], tokens=tokens))
+    if _is_square(theirs[1] - 1) and _is_square(ours[1]):
+        return Adaptation(
+            "the class token's position left out",
+            lambda table: adapt_position_table(table[:, 1:], ours[1], 0),
+            drops_class_position=True,
+        )
     return None
+
+
+def with_class_position(table: LazyTensor) -> Adaptation:
+    """The class token of a model that adds no position to it (timm's `no_embed_class`); shape (1, 1, width)."""
+    return Adaptation("its position added", lambda token: token + table.read()[:, :1].to(token.dtype))
 
 
 def _relative_table(theirs: Shape, ours: Shape) -> Adaptation | None:

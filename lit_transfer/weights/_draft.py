@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lit_transfer.weights._adapt import adaptation, class_rows, rows_by_class
+from lit_transfer.weights._adapt import adaptation, class_rows, rows_by_class, with_class_position
 from lit_transfer.weights._checkpoint import Checkpoint
 from lit_transfer.weights._head import find_head, is_cut_head, last_output
 from lit_transfer.weights._lazy import LazyTensor
@@ -20,6 +20,7 @@ from lit_transfer.weights._report import few
 from lit_transfer.weights._target import is_counter, is_sharded, is_under_any
 
 OnMismatch: TypeAlias = Literal["adapt", "skip", "error"]
+_CLASS_TOKENS = ("cls_token", "class_token")
 # Buffers that follow from the window or the picture's size, in Swin and CLIP.
 _DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
 
@@ -46,7 +47,7 @@ def draft_plan(checkpoint: Checkpoint, match: Match, wishes: Wishes) -> Plan:
     output = last_output(match) if wishes.classes else None
     if output is not None and wishes.classes and wishes.classes[0] != wishes.classes[1]:
         head = tuple(dict.fromkeys([*head, output]))
-    entries = _tied(match, [_entry(match, name, head, wishes) for name in match.slots])
+    entries = _with_class_positions(_tied(match, [_entry(match, name, head, wishes) for name in match.slots]))
     stray = [name for name in match.leftover if wishes.wants(name) and not _has_leave(match, name, head)]
     coverage, accepted = _coverage(entries, head)
     problems = _problems(match, entries, stray, accepted, wishes)
@@ -106,7 +107,7 @@ def _chosen_rows(entry: Entry, wishes: Wishes) -> Entry:
 def _other(match: Match, entry: Entry, head: tuple[str, ...], wishes: Wishes, clash: str) -> Entry:
     """The entry for a tensor of another shape or kind."""
     theirs = entry.source_shape or ()
-    shapes = clash or f"{_shape(theirs)} in the file, {_shape(entry.shape)} in the model"
+    shapes = clash or _shapes(entry)
     change = None
     if wishes.on_mismatch == "adapt" and not clash:
         first = entry.name == _first_convolution(match)
@@ -137,6 +138,22 @@ def _tied(match: Match, entries: list[Entry]) -> list[Entry]:
         twin = filled.get(id(match.slots[entry.name]))
         if entry.action == "missing" and entry.source is None and twin is not None:
             entry = replace(twin, name=entry.name, reason=f"tied to {twin.name}")
+        result.append(entry)
+    return result
+
+
+def _with_class_positions(entries: list[Entry]) -> list[Entry]:
+    """Where a position table loses the class token's position, the token gets it; without that token none is lost."""
+    tables = {_owner(e.name): e for e in entries if e.change is not None and e.change.drops_class_position}
+    tokens = {_owner(e.name): e for e in entries if e.name.endswith(_CLASS_TOKENS) and e.action == "load"}
+    result = []
+    for entry in entries:
+        table, token = tables.get(_owner(entry.name)), tokens.get(_owner(entry.name))
+        if table is entry and token is None:
+            entry = replace(entry, action="missing", reason=_shapes(entry), change=None)
+        elif token is entry and table is not None and table.tensor is not None:
+            change = with_class_position(table.tensor)
+            entry = replace(entry, action="adapt", reason=change.reason, change=change)
         result.append(entry)
     return result
 
@@ -238,6 +255,14 @@ def _kind(dtype: torch.dtype) -> str:
 
 def _dtypes(theirs: torch.dtype, ours: torch.dtype) -> str:
     return f"{str(theirs).removeprefix('torch.')} to {str(ours).removeprefix('torch.')}"
+
+
+def _shapes(entry: Entry) -> str:
+    return f"{_shape(entry.source_shape or ())} in the file, {_shape(entry.shape)} in the model"
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _shape(shape: Sequence[int]) -> str:

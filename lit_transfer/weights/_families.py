@@ -82,6 +82,8 @@ class Family:
 # timm merges patches at the beginning of the next stage. The sign keeps a name from being moved twice.
 _NEXT_STAGE = tuple((rf"(?:^|(?<=\.))layers\.{i}\.downsample\.", f"layers.{i + 1}.@downsample.") for i in range(4))
 
+_REGISTERS = (r"register_tokens$", "reg_token")
+
 # DINOv2 trains with its blocks in chunks; any family's names may lie in them.
 _CHUNKS = Family("blocks in chunks", ((r"(?:^|(?<=\.))blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
 FAMILIES = (
@@ -103,7 +105,11 @@ FAMILIES = (
             (r"(?:^|(?<=\.))head\.(weight|bias)$", r"head.fc.\1"),
         ),
     ),
-    Family("DINOv2 to timm", ((r"register_tokens$", "reg_token"),)),
+    Family("DINOv2 to timm", (_REGISTERS,)),
+    Family(
+        "DINOv2 with gated layers to timm",
+        ((r"(?<=\.)mlp\.w12\.", "mlp.fc1."), (r"(?<=\.)mlp\.w3\.", "mlp.fc2."), _REGISTERS),
+    ),
 )
 
 

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lit_transfer.weights import load_weights
+from lit_transfer.weights import WeightsError, load_weights
 
 State = dict[str, Tensor]
 
@@ -204,6 +204,38 @@ def test_vits(tmp_path: Path, layout: str) -> None:
     load_weights(other, tmp_path / "f.pth")
     named = {_timm_to_torchvision(name): tensor for name, tensor in body(source).items()}
     assert all(torch.equal(tensor, named[name]) for name, tensor in body(other).items())
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("size", [56, 42])
+def test_dinov2_with_registers_of_its_authors(name: str, size: int) -> None:
+    """They add a position to the class token, and timm's models add none: the token has it in itself."""
+    small = {"depth": 2, "embed_dim": 48, "num_heads": 2, "mlp_ratio": 2.0, "num_classes": 0}
+    source = timm.create_model(name, pretrained=False, img_size=56, **small)
+    state = {}
+    for key, tensor in source.state_dict().items():
+        key = re.sub(r"^blocks\.(\d)\.", r"blocks.0.\1.", key).replace("reg_token", "register_tokens")
+        key = key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3") if "giant" in name else key
+        state[key] = torch.rand_like(tensor)
+    state["pos_embed"] = torch.rand(1, 1 + 16, 48)
+    state["mask_token"] = torch.rand(1, 48)
+    model = timm.create_model(name, pretrained=False, img_size=size, **small)
+    report = load_weights(model, state)
+    unchunked = {re.sub(r"^blocks\.0\.", "blocks.", key): tensor for key, tensor in state.items()}
+    expected = timm.models.vision_transformer.checkpoint_filter_fn(unchunked, model)
+    assert report.coverage == 1
+    assert report.unexpected == ("mask_token",)
+    assert report.adapted["cls_token"] == "its position added"
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-6 if key != "pos_embed" else 1e-4)
+
+
+def test_a_position_is_left_out_only_where_a_class_token_takes_it() -> None:
+    state = vit("vit_small_patch14_reg4_dinov2", img_size=28).state_dict()
+    state["pos_embed"] = torch.rand(1, 5, 384)
+    model = vit("vit_small_patch14_reg4_dinov2", img_size=28)
+    with pytest.raises(WeightsError, match=r"pos_embed \(1x5x384 in the file, 1x4x384 in the model\)"):
+        load_weights(model, state, exclude=["cls_token"])
 
 
 def test_swin_of_its_authors() -> None:
