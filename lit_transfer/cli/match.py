@@ -76,7 +76,8 @@ def _plan(arguments: Namespace) -> tuple[str, Plan]:
 
 
 def _show(name: str, plan: Plan, *, every: bool) -> None:
-    into = ("into", f"{name}, {as_count(len(plan.entries), 'tensor')}")
+    part = f", its part {plan.target}" if plan.target else ""
+    into = ("into", f"{name}{part}, {as_count(len(plan.entries), 'tensor')}")
     rows = [into if title == "into" else (title, text) for title, text in plan.report().rows()]
     show(make_list([*(row for row in rows if row[0] not in _IN_TABLE), *_verdict(plan)]))
     told = [entry for entry in plan.entries if every or not _as_expected(entry)]
