@@ -6,13 +6,13 @@ from typing import Any, Literal
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_transfer.callbacks._foreign_io import ForeignIO, guard, read_lightning, unguard
-from lit_transfer.callbacks._lightning_checkpoint import as_lightning_checkpoint, count_steps
-from lit_transfer.callbacks._optimizer_states import fill_optimizers, parameter_names
-from lit_transfer.restore import ENTRY, TrainingState, is_as_written, read_training_state
-from lit_transfer.weights import Checkpoint, WeightsError, open_checkpoint
+from lit_transfer.callbacks._foreign_io import ForeignIO
+from lit_transfer.callbacks._lightning_checkpoint import count_steps
+from lit_transfer.callbacks._optimizer_states import parameter_names
+from lit_transfer.callbacks._reading import Reading, read_for
+from lit_transfer.callbacks._sharded import fill_sharded, reads_by_itself, take_over, withdraw
+from lit_transfer.restore import ENTRY
 
 __all__ = ["TolerantRestore"]
 
@@ -72,80 +72,47 @@ class TolerantRestore(Callback):
             "parameter_names": parameter_names,
         }
         self._best_score = best_score
-        self._opened: Checkpoint | None = None
-        self._state: TrainingState | None = None
-        self._checkpoint: dict[str, Any] | None = None
-        self._told: list[str] = []
+        self._reading: Reading | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stand before the strategy's CheckpointIO."""
-        self._forget()
-        if not guard(trainer.strategy):
-            io = trainer.strategy.checkpoint_io
+        self._reading = None
+        io = trainer.strategy.checkpoint_io
+        if reads_by_itself(trainer.strategy):
+            take_over(trainer, partial(self._read_sharded, trainer))
+        else:
             io = io.inner if isinstance(io, ForeignIO) else io  # after an exception there was no teardown
             trainer.strategy.checkpoint_io = ForeignIO(io, partial(self._read, trainer))
 
     def _read(self, trainer: Trainer, inner: CheckpointIO, path: str, weights_only: bool | None) -> dict[str, Any]:
-        """Give Lightning the checkpoint in its own form.
+        self._reading = read_for(trainer, inner, path, weights_only, self._arguments, best_score=self._best_score)
+        return self._reading.checkpoint
 
-        Raises:
-            WeightsError: The file cannot be read or does not fit; nothing is touched.
-        """
-        self._forget()
-        module = trainer.lightning_module
-        self._opened = open_checkpoint(path)
-        if is_as_written(self._opened, module.state_dict(), strict=module.strict_loading):
-            self._checkpoint = read_lightning(inner, path, weights_only, self._opened, self._told)
-            return self._checkpoint
-        self._state = read_training_state(module, self._opened, **self._arguments)
-        self._told += self._state.lost
-        if trainer.state.fn != TrainerFn.FITTING and self._state.fresh:
-            raise WeightsError(f"{path} does not fill {', '.join(self._state.fresh[:4])}: there is nothing to measure")
-        if self._state.kind == "lightning":
-            self._checkpoint = read_lightning(inner, path, weights_only, self._opened, self._told)
-            self._checkpoint["state_dict"] = self._state.weights(module)
-        else:
-            self._checkpoint = as_lightning_checkpoint(
-                self._state, trainer, path, best_score=self._best_score, told=self._told
-            )
-        return self._checkpoint
+    def _read_sharded(self, trainer: Trainer, path: str, weights_only: bool | None) -> dict[str, Any]:
+        checkpoint = self._read(trainer, trainer.strategy.checkpoint_io, path, weights_only)
+        self.on_fit_start(trainer, trainer.lightning_module)  # such strategies read after that hook
+        fill_sharded(trainer, checkpoint)
+        return checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the optimizers' states in order, and tell what was carried over and what was not."""
-        if self._checkpoint is None or self._opened is None:
-            return
-        opened, state = self._opened, self._state
-        by_position = self._arguments["optimizer"] == "restore" and (state is None or state.is_whole)
-        told = fill_optimizers(
-            self._checkpoint,
-            trainer,
-            lambda: state or read_training_state(pl_module, opened, **self._arguments),
-            by_position=by_position,
-        )
-        if state is not None:
-            rank_zero_info(f"TolerantRestore: {opened.name}: {state}")
-        if told := [*self._told, *told]:
-            rank_zero_warn(f"TolerantRestore: not all of {opened.name} is carried over: {'; '.join(told)}.")
-        self._checkpoint = self._opened = None
+        """Put the optimizers' states in order."""
+        if self._reading is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._reading.fill_optimizers(trainer, self._arguments)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the steps of a file that does not, now that the length of an epoch is known."""
-        if self._state is not None and self._state.step is None and self._state.epoch:
-            count_steps(trainer, self._state.epoch)
-        self._state = None
+        state = self._reading.state if self._reading is not None else None
+        if state is not None and state.step is None and state.epoch:
+            count_steps(trainer, state.epoch)
+        self._reading = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the names of the optimizers' parameters, by which a changed run finds their moments."""
-        names = parameter_names(pl_module, trainer.optimizers)
-        checkpoint[ENTRY] = {"parameter_names": names, "world_size": trainer.world_size}
+        checkpoint[ENTRY] = {"parameter_names": parameter_names(pl_module, trainer.optimizers)}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the strategy its CheckpointIO back."""
-        unguard(trainer.strategy)
+        self._reading = None
+        withdraw(trainer.strategy)
         if isinstance(io := trainer.strategy.checkpoint_io, ForeignIO):
             trainer.strategy.checkpoint_io = io.inner
-        self._forget()
-
-    def _forget(self) -> None:
-        self._opened = self._state = self._checkpoint = None
-        self._told = []

@@ -12,7 +12,7 @@ from lit_transfer.weights import Checkpoint
 
 Kind: TypeAlias = Literal["lightning", "dictionary", "module", "weights"]
 
-# What TolerantRestore adds to every checkpoint: {"parameter_names": optimizer -> group -> names, "world_size": ranks}.
+# What TolerantRestore adds to every checkpoint: {"parameter_names": optimizer -> group -> names}.
 ENTRY = "lit_transfer_restore"
 _EPOCHS = ("epoch", "epochs", "current_epoch", "cur_epoch", "last_epoch", "epoch_num", "epoch_idx", "ep")
 _NEXT_EPOCHS = ("start_epoch", "next_epoch")

@@ -206,11 +206,14 @@ def _same_options(one: Mapping[Any, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _recorded(groups: Sequence[Mapping[Any, Any]], names: Mapping[str, Shape]) -> list[str] | None:
-    """The names that torch itself keeps when an optimizer was made with named parameters, as the file calls them."""
-    listed = [name for group in groups for name in group.get("param_names") or [None] * len(group["params"])]
+    """The names that the file itself gives, as its weights call them.
+
+    torch keeps names if an optimizer was made with named parameters; torch.distributed.checkpoint has them for keys.
+    """
+    listed = [name for group in groups for name in group.get("param_names") or group["params"]]
     prefix = next(iter(names), "").partition(".")[0]
     for known in (listed, [f"{prefix}.{name}" for name in listed]):
-        if all(name in names for name in known):
+        if known and all(name in names for name in known):
             return [str(name) for name in known]
     return None
 

@@ -24,8 +24,8 @@ def data() -> TensorDataset:
     return TensorDataset(torch.randn(64, 6, generator=generator), torch.randint(0, 3, (64,), generator=generator))
 
 
-def net(classes: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, classes))
+def net(classes: int = 3, norm: Callable[[int], nn.Module] = nn.BatchNorm1d) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 8), norm(8), nn.ReLU(), nn.Linear(8, classes))
 
 
 def train(network: nn.Module, optimizer: Optimizer, scheduler: StepLR, epochs: int) -> None:
@@ -44,9 +44,11 @@ def train(network: nn.Module, optimizer: Optimizer, scheduler: StepLR, epochs: i
 class Foreign(LightningModule):
     """Knows nothing of this library. Its head is a parameter group of its own, before the body's."""
 
-    def __init__(self, optimizer: str = "sgd", *, groups: int = 2, classes: int = 3, wrap: Any = None) -> None:
+    def __init__(
+        self, optimizer: str = "sgd", *, groups: int = 2, classes: int = 3, wrap: Any = None, norm: Any = nn.BatchNorm1d
+    ) -> None:
         super().__init__()
-        self.net = net(classes) if wrap is None else wrap(net(classes))
+        self.net = net(classes, norm) if wrap is None else wrap(net(classes, norm))
         self.optimizer, self.groups = optimizer, groups
         self.seen: list[tuple[int, int]] = []
 
@@ -87,10 +89,12 @@ def loader() -> DataLoader[Any]:
     return DataLoader(data(), batch_size=BATCH)
 
 
-def by_hand(path: Path, kind: str, epochs: int = 3, **more: Any) -> tuple[nn.Module, Optimizer, StepLR]:
+def by_hand(
+    path: Path, kind: str, epochs: int = 3, norm: Any = nn.BatchNorm1d, **more: Any
+) -> tuple[nn.Module, Optimizer, StepLR]:
     """Train for some epochs and save as people do, from DataParallel and with their misspellings."""
     torch.manual_seed(5)
-    network = net()
+    network = net(norm=norm)
     optimizer = OPTIMIZERS[kind](network.parameters())
     scheduler = StepLR(optimizer, 2)
     train(network, optimizer, scheduler, epochs)

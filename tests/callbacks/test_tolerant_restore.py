@@ -112,7 +112,7 @@ def resumed(path: Path, module: Foreign, *callbacks: Any, epochs: int = 4) -> Fo
 
 def test_a_file_of_lightnings_own_goes_lightnings_way(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = resumed(own, Foreign("adamw"))
-    monkeypatch.setattr("lit_transfer.callbacks.tolerant_restore.read_training_state", None)
+    monkeypatch.setattr("lit_transfer.callbacks._reading.read_training_state", None)
     assert gap(plain, resumed(own, Foreign("adamw"), TolerantRestore())) == 0
 
 

@@ -100,6 +100,20 @@ def test_names_that_torch_saved_itself_decide() -> None:
     assert torch.equal(found, optimizer.state[network[1].weight]["momentum_buffer"])
 
 
+def test_a_file_keyed_by_names_needs_no_order() -> None:
+    network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    optimizer = SGD([{"params": [network[1].weight]}, {"params": [network[0].weight]}], lr=0.1, momentum=0.9)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state, order = optimizer.state_dict(), ["1.weight", "0.weight"]
+    state["state"] = {order[key]: value for key, value in state["state"].items()}
+    for name, group in zip(order, state["param_groups"], strict=True):
+        group["params"] = [name]
+    saved = by_name([state], shapes(network))
+    for name, parameter in network.named_parameters():
+        assert torch.equal(saved.states[name]["momentum_buffer"], optimizer.state[parameter]["momentum_buffer"])
+
+
 def test_a_given_order_decides_and_is_checked() -> None:
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     optimizer = SGD([network[1].weight, network[0].weight], lr=0.1, momentum=0.9)
