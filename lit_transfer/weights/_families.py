@@ -67,8 +67,7 @@ class Family:
 
     def rename(self, names: dict[str, str]) -> dict[str, str] | None:
         """The renamed names; None if the first rule matches none, or if two names become one."""
-        first = re.compile(self.rules[0][0])
-        if not any(first.search(name) for name in names):
+        if not re.search(self.rules[0][0], "\n".join(names), re.MULTILINE):
             return None
         renamed = {}
         for name, original in names.items():

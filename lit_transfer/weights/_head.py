@@ -56,17 +56,12 @@ def is_cut_head(match: Match, name: str) -> bool:
     place = name.rpartition(".")[0]
     while place and place not in match.target.modules:
         place = place.rpartition(".")[0]
-    if place in ("", match.part) or not _is_empty(match.target.modules[place]):
+    if place in ("", match.part) or place not in match.target.empty:
         return False
     weights = [match.state_dict[source].shape for other, source in match.leftover.items() if is_under(other, place)]
     return any(len(shape) == 2 for shape in weights) or any(
         len(shape) > 2 and set(shape[2:]) == {1} for shape in weights
     )
-
-
-def _is_empty(module: nn.Module) -> bool:
-    leaves = [child for child in module.modules() if not isinstance(child, nn.Sequential | nn.ModuleList)]
-    return all(isinstance(leaf, nn.Identity | nn.Dropout | nn.Flatten) for leaf in leaves)
 
 
 def last_output(match: Match) -> str | None:

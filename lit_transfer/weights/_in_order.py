@@ -20,9 +20,9 @@ def numbered_children(names: dict[str, str], file: Shapes, model: Shapes) -> Ite
     Yields:
         The renamed names, and the edit in words.
     """
-    for theirs in _tops(file):
-        for ours in _tops(model):
-            their_children, our_children = _children(file, theirs), _children(model, ours)
+    inside_model = _tops(model)
+    for theirs, their_children in _tops(file).items():
+        for ours, our_children in inside_model.items():
             if _all_digits(their_children) == _all_digits(our_children):
                 continue
             pairs = _paired(their_children, our_children)
@@ -51,16 +51,16 @@ def by_order(names: dict[str, str], file: Shapes, model: Shapes) -> list[tuple[d
     return [(renamed, "tensors paired in order")]
 
 
-def _tops(names: Shapes, depth: int = 3) -> list[str]:
-    """The empty prefix, and each prefix from the front under which most names lie."""
-    tops = [""]
+def _tops(names: Shapes, depth: int = 3) -> dict[str, dict[str, Signature]]:
+    """The empty prefix, and each prefix from the front under which most names lie, with what lies below it."""
+    prefix, tops = "", {"": _children(names, "")}
     for _ in range(depth):
-        prefix = tops[-1]
-        children = _children(names, prefix)
+        children = tops[prefix]
         largest = max(children, key=lambda child: len(children[child]), default=None)
         if largest is None or 2 * len(children[largest]) <= len(names):
             break
-        tops.append(f"{prefix}.{largest}" if prefix else largest)
+        prefix = f"{prefix}.{largest}" if prefix else largest
+        tops[prefix] = _children(names, prefix)
     return tops
 
 

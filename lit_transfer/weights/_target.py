@@ -33,6 +33,14 @@ class Target:
         return dict(self.model.named_modules(remove_duplicate=False))
 
     @cached_property
+    def empty(self) -> frozenset[str]:
+        """Names of the modules that compute nothing: an Identity, dropout, or containers of such."""
+        nothing = (nn.Identity, nn.Dropout, nn.Flatten, nn.Sequential, nn.ModuleList)
+        working = [name for name, module in self.modules.items() if not isinstance(module, nothing)]
+        ends = ((name, i) for name in working for i, letter in enumerate(name) if letter == ".")
+        return frozenset(self.modules) - frozenset(working) - frozenset(name[:i] for name, i in ends)
+
+    @cached_property
     def leaves(self) -> frozenset[str]:
         """The last segments of the slots' names."""
         return frozenset(name.rpartition(".")[2] for name in self.slots)

@@ -12,21 +12,29 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lit_transfer.weights import WeightsError, load_weights
+from lit_transfer.weights import WeightsError, load_weights, plan_weights
 
 State = dict[str, Tensor]
 
 
+class Narrow(torchvision.models.ResNet):
+    """An eighth of the channels: the same names, and files of half a megabyte."""
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **options: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *args, **options)
+
+
 def resnet(classes: int = 10) -> nn.Module:
     torch.manual_seed(classes)
-    return torchvision.models.ResNet(
-        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=classes, width_per_group=64
-    )
+    model = Narrow(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    model.fc = nn.Linear(64, classes)
+    return model
 
 
 def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
     torch.manual_seed(1)
-    return timm.create_model(name, pretrained=False, num_classes=5, **{"depth": 2, "img_size": 32, **options})
+    small = {"depth": 2, "img_size": 32, "embed_dim": 48, "num_heads": 3, **options}
+    return timm.create_model(name, pretrained=False, num_classes=5, **small)
 
 
 def body(model: nn.Module) -> State:
@@ -43,7 +51,7 @@ def noise(state: State) -> State:
 
 
 def projector(name: str) -> State:
-    return under(name, nn.Sequential(nn.Linear(512, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).state_dict())
+    return under(name, nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).state_dict())
 
 
 def numbered(model: nn.Module) -> State:
@@ -93,7 +101,7 @@ RESNETS: dict[str, Callable[[nn.Module], Any]] = {
         "state_dict": {
             **under("backbone", body(m)),
             **under("momentum_backbone", noise(body(m))),
-            **under("classifier", nn.Linear(512, 3).state_dict()),
+            **under("classifier", nn.Linear(64, 3).state_dict()),
             **projector("projector"),
         },
         "optimizer_states": [],
@@ -125,7 +133,7 @@ RESNETS: dict[str, Callable[[nn.Module], Any]] = {
     },
     "deepspeed": lambda m: {"module": under("_forward_module", m.state_dict())},
     "a data-parallel part": lambda m: {re.sub(r"^layer3\.", "layer3.module.", n): t for n, t in m.state_dict().items()},
-    "mmcls": lambda m: {"meta": {}, "state_dict": {**under("backbone", body(m)), "head.fc.weight": torch.rand(3, 512)}},
+    "mmcls": lambda m: {"meta": {}, "state_dict": {**under("backbone", body(m)), "head.fc.weight": torch.rand(3, 64)}},
     "a detector": lambda m: {"model": {**under("backbone.body", body(m)), "roi_heads.box.weight": torch.rand(4, 4)}},
 }
 
@@ -138,6 +146,29 @@ def test_resnets(tmp_path: Path, layout: str) -> None:
         load_weights(model, tmp_path / "f.pth")
         wanted = body(source)
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in body(model).items())
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn"])
+def test_the_imagenet_example_with_its_features_in_parallel(name: str) -> None:
+    """It wraps only the features of these two: their parameters are few, and the classifier's are many."""
+    with torch.device("meta"):
+        source = torchvision.models.get_model(name, weights=None)
+        model = torchvision.models.get_model(name, weights=None, num_classes=7)
+    source.features = nn.DataParallel(source.features)
+    plan = plan_weights(model, {"epoch": 3, "arch": name, "state_dict": source.state_dict(), "best_acc1": 56.5})
+    assert plan.problems == ()
+    assert plan.head == ("classifier.6",)
+    for entry in plan.of("load"):
+        assert entry.source == entry.name.replace("features.", "features.module.")
+    assert {entry.name for entry in plan.of("fresh")} == {"classifier.6.weight", "classifier.6.bias"}
+
+
+def test_deit_with_its_distillation_token() -> None:
+    source, model = (vit("deit_tiny_distilled_patch16_224", img_size=size) for size in (32, 48))
+    report = load_weights(model, {"model": source.state_dict()})
+    assert report.coverage == 1
+    assert "2 extra tokens kept" in report.adapted["pos_embed"]
+    assert torch.equal(model.dist_token, source.dist_token)
 
 
 def test_a_numbered_model_is_filled_from_a_named_file() -> None:
@@ -166,22 +197,28 @@ def _timm_to_torchvision(name: str) -> str:
 
 
 def torchvision_vit() -> nn.Module:
-    return torchvision.models.VisionTransformer(32, 16, 2, 3, 192, 768, num_classes=5)
+    return torchvision.models.VisionTransformer(32, 16, 2, 3, 48, 192, num_classes=5)
 
 
 VITS: dict[str, Callable[[State], Any]] = {
     "dino": lambda s: {
-        "student": under("module.backbone", noise(s)) | {"module.head.mlp.0.weight": torch.rand(4, 192)},
-        "teacher": under("backbone", s) | {"head.mlp.0.weight": torch.rand(4, 192)},
+        "student": under("module.backbone", noise(s)) | {"module.head.mlp.0.weight": torch.rand(4, 48)},
+        "teacher": under("backbone", s) | {"head.mlp.0.weight": torch.rand(4, 48)},
         "epoch": 3,
         "dino_loss": {"center": torch.rand(1, 8)},
     },
     "dinov2": lambda s: {
         "teacher": under("backbone", s)
         | under("dino_head", projector("mlp"))
-        | {"backbone.mask_token": torch.rand(1, 192)}
+        | {"backbone.mask_token": torch.rand(1, 48)}
     },
     "dinov2 in chunks": lambda s: {re.sub(r"^blocks\.(\d)\.", r"blocks.0.\1.", n): t for n, t in s.items()},
+    "moco v3": lambda s: {
+        "state_dict": {
+            **under("module.base_encoder", s | projector("head")),
+            **under("module.momentum_encoder", noise(s) | projector("head")),
+        }
+    },
     "mae": lambda s: {"model": s | {"mask_token": torch.rand(1, 1, 8), "decoder_blocks.0.norm1.weight": torch.rand(8)}},
     "deit": lambda s: {"model": s},
     "torchvision": lambda s: {_timm_to_torchvision(n): t for n, t in s.items()},
@@ -232,9 +269,9 @@ def test_dinov2_with_registers_of_its_authors(name: str, size: int) -> None:
 
 def test_a_position_is_left_out_only_where_a_class_token_takes_it() -> None:
     state = vit("vit_small_patch14_reg4_dinov2", img_size=28).state_dict()
-    state["pos_embed"] = torch.rand(1, 5, 384)
+    state["pos_embed"] = torch.rand(1, 5, 48)
     model = vit("vit_small_patch14_reg4_dinov2", img_size=28)
-    with pytest.raises(WeightsError, match=r"pos_embed \(1x5x384 in the file, 1x4x384 in the model\)"):
+    with pytest.raises(WeightsError, match=r"pos_embed \(1x5x48 in the file, 1x4x48 in the model\)"):
         load_weights(model, state, exclude=["cls_token"])
 
 
