@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lit_transfer import callbacks as callbacks
 from lit_transfer import data as data
 from lit_transfer import modules as modules
+from lit_transfer.callbacks import TolerantRestore
 from lit_transfer.cli._errors import in_words
 from lit_transfer.cli._gpus import trainer_devices
 from lit_transfer.cli._noise import quiet_lightning
@@ -58,7 +59,7 @@ class TransferCLI(LightningCLI):
         for key, room in (("model", modules), ("data", data)):
             if chosen := _chosen_class(args, key, room):
                 subparser.set_defaults({key: {"class_path": chosen}})
-        if saved := _saved_model(args):
+        if saved := _saved_model(args, subparser.get_default("model")["class_path"]):
             subparser.set_defaults({"model": saved})
         try:
             self.config = parser.parse_args(args)
@@ -79,14 +80,16 @@ class TransferCLI(LightningCLI):
         """Do nothing: Lightning lets the checkpoint win over the flags here, and reads it without any of our care."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Keep the best checkpoint by the model's own metric, unless a ModelCheckpoint was asked for."""
+        """Keep the best checkpoint by the model's own metric, and take any file as one, unless asked otherwise."""
         given = self._get(self.config_init, "trainer")
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
-        callbacks = given.get("callbacks") or []
+        callbacks = list(given.get("callbacks") or [])
+        if not any(isinstance(c, TolerantRestore) for c in callbacks):
+            callbacks.append(TolerantRestore())
         if self.subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
-            best = ModelCheckpoint(monitor=monitor, mode=mode, filename="best", save_last=True)
-            kwargs["callbacks"] = [*callbacks, best]
+            callbacks.append(ModelCheckpoint(monitor=monitor, mode=mode, filename="best", save_last=True))
+        kwargs["callbacks"] = callbacks
         kwargs |= trainer_devices(self._get(self.config_init, "gpus"), given)
         return super().instantiate_trainer(**kwargs)
 
@@ -96,16 +99,20 @@ class TransferCLI(LightningCLI):
             print_report(self.trainer, self.model)
 
 
-def _saved_model(words: Sequence[str]) -> dict[str, Any] | None:
-    """Give the class and the hyperparameters of the checkpoint that the command line names."""
+def _saved_model(words: Sequence[str], chosen: str) -> dict[str, Any] | None:
+    """Give the class and the hyperparameters of the model for the checkpoint that the command line names.
+
+    A file that no module of ours wrote has none; but a module of ours that is filled from it needs no other weights.
+    """
     path = _value_of(words, "--ckpt_path")
     if path is None or path in ("best", "last", "hpc", "registry"):
         return None
-    if not Path(path).is_file():
+    if not Path(path).is_file() and "://" not in path:
         raise FileNotFoundError(f"--ckpt_path: no file at {path!r}.")
     saved = read_saved(path)
     if saved is None:
-        return None  # of another LightningModule, which --model must name
+        ours = chosen.rpartition(".")[0] == modules.__name__
+        return {"class_path": chosen, "init_args": {"weights": None}} if ours else None
     entry, hparams = saved
     return {
         "class_path": entry["class_path"],
