@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_transfer.weights import LoadReport, WeightsError, load_weights
+from lit_transfer.weights import LoadReport, MapLocation, WeightsError, load_weights
 
 
 class WeightLoading(Callback):
@@ -33,6 +33,9 @@ class WeightLoading(Callback):
         exclude: str | Sequence[str] | None = None,
         on_mismatch: Literal["adapt", "skip", "error"] = "adapt",
         min_coverage: float = 1.0,
+        prefer: Literal["ema", "plain"] = "ema",
+        match: Literal["name", "order"] = "name",
+        map_location: MapLocation = None,
     ) -> None:
         """Remember what to load; the arguments are those of `load_weights`."""
         self.path = os.fspath(path)
@@ -48,6 +51,9 @@ class WeightLoading(Callback):
             "exclude": exclude,
             "on_mismatch": on_mismatch,
             "min_coverage": min_coverage,
+            "prefer": prefer,
+            "match": match,
+            "map_location": map_location,
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -7,6 +7,7 @@ from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._guess import torchvision_family
 from lit_transfer.weights._layouts import StateDict
 from lit_transfer.weights._load import load_weights, plan_weights
+from lit_transfer.weights._map_location import MapLocation
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import LoadReport
 from lit_transfer.weights._save import save_weights
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "Entry",
     "LoadReport",
+    "MapLocation",
     "Plan",
     "Prefer",
     "Source",

@@ -186,6 +186,7 @@ def _problems(match: Match, entries: list[Entry], stray: list[str], accepted: fl
     clashing = [entry for entry in entries if entry.action == "missing" and entry.source is not None]
     if not any(entry.action in ("load", "adapt") for entry in entries):
         problems.append("no tensor of it fits the model")
+        missing = []  # no argument accepts that
     if clashing:
         how = "no adaptation fits" if wishes.on_mismatch == "adapt" else "on_mismatch='error'"
         problems.append(
@@ -231,10 +232,16 @@ def _notes(match: Match, stray: list[str]) -> list[str]:
 
 
 def _metadata(match: Match) -> dict[str, dict[str, Any]]:
-    """The modules' versions under the model's names."""
-    pairs = {file.rpartition(".")[0]: name.rpartition(".")[0] for name, file in match.pairs.items()}
-    known = match.state_dict.metadata
-    return {module: known[source] for source, module in pairs.items() if source in known}
+    """The modules' versions under the model's names: of the tensors' owners, and of what encloses them."""
+    known, carried = match.state_dict.metadata, {}
+    for name, source in match.pairs.items() if known else ():
+        ours, theirs = name.split(".")[:-1], source.split(".")[:-1]
+        while (module := ".".join(ours)) not in carried:
+            if ".".join(theirs) in known:
+                carried[module] = known[".".join(theirs)]
+            if not ours or not theirs or ours.pop() != theirs.pop():
+                break
+    return carried
 
 
 def _clash(tensor: LazyTensor, slot: Tensor) -> str:

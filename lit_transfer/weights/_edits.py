@@ -41,6 +41,7 @@ class Edit:
         parts = [f"`{self.strip}.` removed"] if self.strip else []
         parts += [f"`{self.add}.` added"] if self.add else []
         parts += [f"`{segment}` dropped inside" for segment in self.drop]
+        parts += [f"`{segment}` passed over in the model" for segment in self.unwrap]
         parts += [self.family] if self.family else []
         return ", ".join(parts) or "names as they are"
 
