@@ -1,0 +1,88 @@
+"""Runs that are interrupted everywhere and go on: a small network with dropout, random augmentation, every counter."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from foreign_module import Foreign, trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lit_transfer.callbacks._resume_state import ExactResume
+from lit_transfer.data import ResumableLoader
+
+EPOCHS = 3
+
+
+class Noisy(Dataset[tuple[Tensor, Tensor]]):
+    """Images with augmentation at random; 26 of them."""
+
+    def __len__(self) -> int:
+        return 26
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(index))
+        return image + torch.rand(1), torch.tensor(index % 3)
+
+
+class SaveEverywhere(Callback):
+    """A checkpoint at each point where Lightning's own callbacks and users save; listed last, as ModelCheckpoint is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, idx: int) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch {trainer.current_epoch} batch {idx}.ckpt")
+
+    def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *rest: Any) -> None:
+        if not trainer.sanity_checking:
+            where = f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx} amid validation {rest[1]}"
+            trainer.save_checkpoint(self.folder / f"{where}.ckpt")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            where = f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx} validated"
+            trainer.save_checkpoint(self.folder / f"{where}.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch {trainer.current_epoch} end.ckpt")
+
+
+def validation() -> DataLoader[Any]:
+    """Without a generator of its own: its iterator draws from that of the training."""
+    return DataLoader(Noisy(), 13)
+
+
+def fit(
+    *callbacks: Callback,
+    ckpt_path: Path | None = None,
+    module: Callable[[], LightningModule] = Foreign,
+    loader: Callable[[], Any] = lambda: ResumableLoader(Noisy(), 8),
+    averaging: Callable[[], Callback] | None = None,
+    seed: int = 1,
+    **options: Any,
+) -> dict[str, Any]:
+    """Fit, and return everything that a checkpoint at the end would hold."""
+    made = module()
+    torch.manual_seed(seed)  # a run that goes on must not depend on it
+    extra = [averaging()] if averaging else []
+    run = trainer(ExactResume(), *extra, *callbacks, **{"max_epochs": EPOCHS, **options})
+    run.fit(made, loader(), validation(), ckpt_path=ckpt_path)
+    return run._checkpoint_connector.dump_checkpoint()
+
+
+def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
+    """Name the places where two checkpoints are not equal bit by bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            yield from differences(one.get(key), other.get(key), f"{place}/{key}")
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            yield from differences(*pair, f"{place}/{number}")
+    elif isinstance(one, Tensor) and isinstance(other, Tensor):
+        if not torch.equal(one, other):
+            yield place
+    elif one != other:
+        yield f"{place}: {one} {other}"

@@ -1,0 +1,117 @@
+"""From any checkpoint everything ends bitwise as in the uninterrupted run. Float32, CPU, one thread, batches of 8."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exact_runs import Noisy, SaveEverywhere, differences, fit
+from foreign_module import Foreign
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader
+
+from lit_transfer.data import ResumableLoader
+
+
+class Plateau(Foreign):
+    """Its rate falls after each validation."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), 0.01)
+        scheduler = ReduceLROnPlateau(optimizer, mode="max", patience=0, factor=0.5, threshold=10.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+class Length(Foreign):
+    """Asks for the length of the run, so that Lightning makes the loaders before it has their state."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+        scheduler = OneCycleLR(optimizer, 0.1, total_steps=self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "validation within epochs, windows of accumulation": {
+        "val_check_interval": 2,
+        "accumulate_grad_batches": 3,
+        "max_epochs": 2,
+    },
+    "a scheduler that goes by a metric": {"module": Plateau},
+    "no validation, a scheduler over the run": {"module": Length, "limit_val_batches": 0},
+    "workers": {
+        "loader": lambda: ResumableLoader(Noisy(), 8, num_workers=2, persistent_workers=True),
+        "max_epochs": 2,
+    },
+}
+
+
+def resumed_differences(folder: Path, whole: dict[str, Any], **options: Any) -> dict[str, list[str]]:
+    found = {}
+    for path in sorted(folder.glob("*.ckpt")):
+        there = differences(whole, fit(ckpt_path=path, seed=7, **options))
+        # A resume after a validation does not count its batches again, which nothing goes by.
+        found[path.stem] = [place for place in there if "val_loop.batch_progress" not in place]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_number_is_the_same_wherever_the_run_was_interrupted(case: str, tmp_path: Path) -> None:
+    whole = fit(SaveEverywhere(tmp_path), **CASES[case])
+    found = resumed_differences(tmp_path, whole, **CASES[case])
+    # At the end nothing is left to do: the loaders were not asked, which shows that differences are found.
+    assert found.pop(f"epoch {whole['epoch'] - 1} end")
+    assert len(found) >= 14
+    assert not any(found.values()), found
+
+
+def test_averaged_weights_too_except_amid_a_validation_where_it_is_told(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"averaging": lambda: EMAWeightAveraging(decay=0.5), "max_epochs": 2}
+    with pytest.warns(UserWarning, match="amid a validation, where EMAWeightAveraging has exchanged the weights"):
+        whole = fit(SaveEverywhere(tmp_path), **options)
+    for path in tmp_path.glob("*amid*"):
+        path.unlink()
+    found = resumed_differences(tmp_path, whole, **options)
+    found.pop("epoch 1 end")
+    assert not any(found.values()), found
+
+
+def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path) -> None:
+    """After Lightning's own resume at an epoch's last batch, the next one would lose an epoch."""
+    whole = fit(SaveEverywhere(tmp_path))
+    ckpt_path = None
+    for number, name in enumerate(("epoch 0 batch 3", "epoch 1 batch 1", "epoch 1 batch 3", "epoch 1 end")):
+        (tmp_path / str(number)).mkdir()
+        last = fit(SaveEverywhere(tmp_path / str(number)), ckpt_path=ckpt_path, seed=number + 1)
+        assert not list(differences(whole, last)), name
+        ckpt_path = tmp_path / str(number) / f"{name}.ckpt"
+
+
+def test_a_users_plain_loader_resumes_at_epochs_ends(tmp_path: Path) -> None:
+    """It has no generator of its own and shuffles, and its augmentation is drawn from that of the training."""
+    options: dict[str, Any] = {"loader": lambda: DataLoader(Noisy(), 8, shuffle=True), "max_epochs": 2}
+    whole = fit(SaveEverywhere(tmp_path), **options)
+    for path in [
+        *tmp_path.glob("epoch 1 end.ckpt"),
+        *(tmp_path / f"epoch {e} batch {b}.ckpt" for e in (0, 1) for b in (0, 1, 2)),
+    ]:
+        path.unlink()
+    found = resumed_differences(tmp_path, whole, **options)
+    assert {"epoch 0 end", "epoch 0 batch 3", "epoch 1 batch 3 validated"} <= set(found)
+    assert not any(found.values()), found
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # what torchdata 0.11 calls in torch 2.15
+def test_a_stateful_loader_of_torchdata_resumes_everywhere(tmp_path: Path) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+    options: dict[str, Any] = {
+        "loader": lambda: stateful.StatefulDataLoader(Noisy(), 8, shuffle=True),
+        "module": Length,
+        "max_epochs": 2,
+    }
+    whole = fit(SaveEverywhere(tmp_path), **options)
+    (tmp_path / "epoch 1 end.ckpt").unlink()
+    found = resumed_differences(tmp_path, whole, **options)
+    assert len(found) >= 15
+    assert not any(place for places in found.values() for place in places if "combined_loader" not in place), found
