@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
+from lit_transfer.backbones import Preprocessing
 from lit_transfer.data import convert_image, is_image, read_image
-from lit_transfer.modules import TransferModule
+from lit_transfer.modules import TransferModule, read_saved
+from lit_transfer.restore import read_training_state
+from lit_transfer.weights import WeightsError
+from lit_transfer.weights._report import few
 
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
@@ -22,23 +27,43 @@ class Predictor:
 
     Attributes:
         module: The module, in eval mode.
+        preprocessing: How images are made ready for it.
         class_names: Names of the classes in the order of the outputs, or None.
         device: Where it computes.
     """
 
-    def __init__(self, module: TransferModule, device: torch.device | str = "cpu", *, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        batch_size: int = 32,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
         """Put a module into eval mode on a device.
 
         Args:
             module: A trained module; it is moved, not copied.
             device: Where to compute.
             batch_size: Images that are computed at a time.
+            preprocessing: How images are made ready; the module's own if not given.
+
+        Raises:
+            ValueError: If the module has no preprocessing, and none is given.
         """
+        preprocessing = preprocessing or getattr(module, "preprocessing", None)
+        if preprocessing is None:
+            raise ValueError(
+                f"{type(module).__name__} does not say how images are made ready for it: give preprocessing=, for "
+                "example lit_transfer.backbones.Preprocessing(resize=256, crop=224, mean=(...), std=(...))."
+            )
         self.device = torch.device(device)
         self.module = module.eval().to(self.device)
         self.class_names: list[str] | None = getattr(module, "class_names", None)
-        self.batch_size = batch_size
-        self._transform = module.preprocessing.transform()
+        self.batch_size, self.preprocessing = batch_size, preprocessing
+        self._transform = preprocessing.transform()
+        self._compute = getattr(module, "predict_step", module)
+        self._describe = getattr(module, "describe_answer", Tensor.tolist)
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
         """Answer for one image, or for several.
@@ -66,15 +91,17 @@ class Predictor:
         remaining = iter(images)
         while chunk := list(islice(remaining, self.batch_size)):
             outputs = self.outputs(torch.stack([self._transform(self._open(image)) for image in chunk]))
-            yield from (self.module.describe_answer(output) for output in outputs)
+            yield from (self._describe(output) for output in outputs)
 
     @torch.inference_mode()
     def outputs(self, batch: Tensor) -> Tensor:
-        """Give what `module.predict_step` gives for preprocessed images (N, C, H, W), on the CPU in float32."""
-        return self.module.predict_step(batch.to(self.device)).float().cpu()
+        """Give what `module.predict_step` (or a plain module) gives for images (N, C, H, W), on the CPU in float32."""
+        batch = batch.to(self.device)
+        answer: Tensor = self._compute(batch, 0) if isinstance(self.module, LightningModule) else self._compute(batch)
+        return answer.float().cpu()
 
     def _open(self, image: ImageLike) -> Image.Image:
-        mode = self.module.preprocessing.mode
+        mode = self.preprocessing.mode
         if isinstance(image, str | Path):
             if not Path(image).is_file():
                 raise FileNotFoundError(f"No image at {str(image)!r}.")
@@ -82,22 +109,51 @@ class Predictor:
         return convert_image(image if isinstance(image, Image.Image) else _to_pil(image), mode)
 
 
-def load_predictor(checkpoint: str | Path, device: str = "auto", *, batch_size: int = 32) -> Predictor:
-    """Load a checkpoint that a module of this library saved, ready to answer.
+def load_predictor(
+    checkpoint: str | Path,
+    device: str = "auto",
+    *,
+    batch_size: int = 32,
+    module: nn.Module | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Predictor:
+    """Load a checkpoint, ready to answer.
 
     Args:
-        checkpoint: A `.ckpt` file of a `TransferModule` or of a class derived from it.
+        checkpoint: A `.ckpt` file of a `TransferModule` or of a class derived from it; with `module`, any training
+            checkpoint that `TolerantRestore` takes.
         device: A torch device, or `"auto"` for the first GPU where there is one, else the CPU.
         batch_size: Images that are computed at a time.
+        module: The module that a foreign checkpoint fills, which no such file describes. It is filled in place.
+        preprocessing: How images are made ready, for a module that does not say.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        WeightsError: If the file is damaged or no such checkpoint.
+        WeightsError: If the file is damaged or no such checkpoint, or does not fill the module.
+        ValueError: If the module has no preprocessing, and none is given.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"No checkpoint at {str(checkpoint)!r}.")
-    module = TransferModule.load_from_checkpoint(str(checkpoint), map_location="cpu")
-    return Predictor(module, _best_device() if device == "auto" else device, batch_size=batch_size)
+    if module is not None:
+        _fill(module, checkpoint)
+    elif read_saved(checkpoint) is None:
+        raise WeightsError(
+            f"{checkpoint} is no checkpoint of a TransferModule, so that nothing in it tells which module its weights "
+            "are for. Give that module: load_predictor(PATH, module=ImageClassifier('resnet18', weights=None, "
+            "num_classes=2)), or any nn.Module with preprocessing=Preprocessing(...)."
+        )
+    else:
+        module = TransferModule.load_from_checkpoint(str(checkpoint), map_location="cpu")
+    device = _best_device() if device == "auto" else device
+    return Predictor(module, device, batch_size=batch_size, preprocessing=preprocessing)
+
+
+def _fill(module: nn.Module, checkpoint: str | Path) -> None:
+    """Fill all of a module from any training checkpoint."""
+    state = read_training_state(module, checkpoint, optimizer="fresh")
+    if state.fresh:
+        raise WeightsError(f"{checkpoint} does not fill {few(state.fresh)}: the answers would be random")
+    module.load_state_dict(state.weights(module))
 
 
 def find_images(folder: str | Path) -> list[Path]:

@@ -1,13 +1,17 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from torchvision.models import resnet18
 
 from lit_transfer import WeightsError, load_predictor
+from lit_transfer.backbones import Preprocessing
+from lit_transfer.callbacks import TolerantRestore
 from lit_transfer.data import ImageFolderData
 from lit_transfer.modules import ImageClassifier
 
@@ -103,8 +107,49 @@ def test_a_damaged_checkpoint_is_named(checkpoint: Path, tmp_path: Path) -> None
 
 def test_a_foreign_checkpoint_says_what_it_lacks(tmp_path: Path) -> None:
     torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "foreign.pth")
-    with pytest.raises(WeightsError, match=r"foreign\.pth.*no checkpoint of a TransferModule"):
+    with pytest.raises(
+        WeightsError, match=r"foreign\.pth is no checkpoint of a TransferModule.*module=ImageClassifier"
+    ):
         load_predictor(tmp_path / "foreign.pth")
+
+
+def quiet(**arguments: Any) -> Trainer:
+    return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, **arguments)
+
+
+def test_a_file_by_hand_gives_what_the_trainer_predicts_from_it(photos: Path, tmp_path: Path) -> None:
+    """The same batches of 4, float32, CPU; a file from DataParallel into a module that was never trained here."""
+    upstream = resnet18(num_classes=2)
+    saved = {f"module.{name}": value for name, value in upstream.state_dict().items()}
+    torch.save({"epoch": 3, "model_state_dict": saved}, tmp_path / "hand.pth.tar")
+
+    def fresh() -> ImageClassifier:
+        return ImageClassifier("resnet18", weights=None, num_classes=2, input_size=32)
+
+    predictor = load_predictor(tmp_path / "hand.pth.tar", device="cpu", batch_size=4, module=fresh())
+    data = ImageFolderData(photos, batch_size=4, image_size=32, augment="none")
+    rows = torch.cat(quiet(callbacks=[TolerantRestore()]).predict(fresh(), data, ckpt_path=tmp_path / "hand.pth.tar"))
+    answers = [list(answer.probabilities.values()) for answer in predictor(photos / "val")]
+    assert torch.allclose(torch.tensor(answers), rows, rtol=0, atol=1e-5)
+
+
+def test_any_module_with_its_preprocessing(photos: Path, tmp_path: Path) -> None:
+    upstream = resnet18(num_classes=3).eval()
+    torch.save(upstream, tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match="ResNet does not say how images are made ready for it: give preprocessing="):
+        load_predictor(tmp_path / "whole.pth", module=resnet18(num_classes=3))
+    preprocessing = Preprocessing(resize=32, crop=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    module = resnet18(num_classes=3)
+    predictor = load_predictor(tmp_path / "whole.pth", "cpu", module=module, preprocessing=preprocessing)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(predictor.outputs(images), upstream(images), rtol=0, atol=1e-5)
+    assert len(predictor(photos / "val" / "red" / "0.png")) == 3
+
+
+def test_a_file_that_does_not_fill_the_head_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": resnet18(num_classes=3).state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other.pth does not fill head.weight, head.bias"):
+        load_predictor(tmp_path / "other.pth", module=ImageClassifier("resnet18", weights=None, num_classes=2))
 
 
 def test_the_checkpoint_may_move(checkpoint: Path, photos: Path, tmp_path: Path) -> None:

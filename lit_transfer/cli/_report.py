@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from lit_transfer.modules import read_saved
+
 
 def print_report(trainer: Trainer, module: LightningModule) -> None:
     """Draw the log and the confusion matrix beside the log, and print the paths and the next command."""
@@ -35,7 +37,9 @@ def _left_behind(trainer: Trainer, module: LightningModule) -> Iterator[tuple[st
     if folder is not None and (folder / "config.yaml").is_file():
         yield "config", f"{_short(folder / 'config.yaml')}  (lit-transfer fit --config FILE runs it again)"
     if best is not None:
-        yield "next", f"lit-transfer predict {_short(best.best_model_path)} PHOTOS -o out.csv"
+        # A run that goes on from a file by hand may end without an epoch that was better than what the file reached.
+        path = best.last_model_path if read_saved(best.best_model_path) is None else best.best_model_path
+        yield "next", f"lit-transfer predict {_short(path)} PHOTOS -o out.csv"
 
 
 def plot_log(log: Path, picture: Path) -> Path:

@@ -39,6 +39,7 @@ def test_fit_goes_on_from_a_file_by_hand(run, photos: Path, file: Path) -> None:
     )
     assert code == 0, err
     assert "model_best.pth.tar" in out  # no epoch was better than what the file reached
+    assert "lit-transfer predict runs/version_0/checkpoints/last.ckpt" in out
     saved = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 3
     assert saved["global_step"] == 3 * 2  # the file counts no steps: two epochs of this run's length, and one more
