@@ -47,6 +47,7 @@ def save_weights(
     Raises:
         WeightsError: A name lacks the prefix to strip, or a tensor has no values.
         ValueError: The suffix is none of these.
+        OSError: The disk is full or fails; a file that was there is untouched.
     """
     path = Path(path)
     if path.suffix != ".safetensors" and path.suffix not in TORCH_SUFFIXES:
@@ -117,6 +118,8 @@ def _write_safetensors(tensors: "OrderedDict[str, Tensor]", path: Path, metadata
     try:
         save_file(unique, path, {"format": "pt", **tied, **metadata})
     except (SafetensorError, RuntimeError, ValueError) as error:
+        if "I/O error" in str(error):  # the library has one class for all
+            raise OSError(f"{path.parent} cannot be written to: {error}") from error
         raise WeightsError(f"safetensors cannot hold these tensors ({error}); write a .pth file") from error
 
 
@@ -127,7 +130,10 @@ def _write_torch(
         tensors._metadata = versions  # type: ignore[attr-defined]  # where torch keeps the modules' versions
     if metadata:
         setattr(tensors, ABOUT, dict(metadata))
-    torch.save(tensors, path)
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path.parent} cannot be written to: {error}") from error
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,8 @@
 """load_weights: what is filled, what is told, what is refused; and that a refused load leaves no trace."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -277,6 +279,32 @@ def test_a_meta_models_head_that_stays_empty_is_told(tmp_path: Path) -> None:
     assert torch.equal(model.stem[0].weight, network(4).stem[0].weight)
 
 
+@pytest.mark.parametrize("form", ["cpu", torch.device("cpu"), {"cuda:3": "cpu"}, lambda storage, _: storage])
+def test_map_location_says_where_a_model_on_meta_is_made(tmp_path: Path, form: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:3")
+        torch.save(network().state_dict(), tmp_path / "f.pth")
+    with torch.device("meta"):
+        model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    load_weights(model, tmp_path / "f.pth", map_location=form)
+    assert equal(values(model), values(network()))
+    model(torch.rand(2, 3, 8, 8)).sum().backward()
+    optimizer.step()  # it was made before there were values
+    assert not torch.equal(model.stem[0].weight, network().stem[0].weight)
+    ready = network()
+    load_weights(ready, tmp_path / "f.pth", map_location=form)  # it has a device of its own
+    assert equal(values(ready), values(network()))
+
+
+def test_map_location_may_be_a_device_that_has_no_values(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "f.pth")
+    with torch.device("meta"):
+        model = network()
+    report = load_weights(model, tmp_path / "f.pth", map_location={"cpu": "meta"})
+    assert any("still on the meta device: stem.0.weight" in note for note in report.notes)
+
+
 def test_autograd_learns_that_parameters_changed(tmp_path: Path) -> None:
     source, model = network(), network(9)
     torch.save(source.state_dict(), tmp_path / "f.pth")
@@ -325,7 +353,17 @@ def test_the_plan_is_a_value(tmp_path: Path) -> None:
         model = network(9)
     plan = plan_weights(model, tmp_path / "w.pth")
     assert plan.complete
-    assert plan.to_dict()["entries"][0]["name"] == "stem.0.weight"
+    told = json.loads(json.dumps(plan.to_dict()))
+    assert told["entries"][0] == {
+        "name": "stem.0.weight",
+        "shape": [6, 3, 3, 3],
+        "action": "load",
+        "source": "stem.0.weight",
+        "source_shape": [6, 3, 3, 3],
+        "nbytes": 648,
+        "reason": "",
+    }
+    assert json.loads(json.dumps(plan.report().to_dict()))["head"] == ["fc"]
     assert "stem.0.weight" in str(plan)
     model = network(9)
     plan.apply(model)

@@ -88,6 +88,17 @@ def test_big_endian_files(tmp_path: Path) -> None:
     assert torch.equal(model.weight, values["a"])
 
 
+def test_big_endian_legacy_files(tmp_path: Path) -> None:
+    values = torch.arange(6, dtype=torch.int16)
+    torch.save({"a": values}, tmp_path / "f", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "f").read_bytes()
+    start, end = data.index(b"little_endian"), len(data) - 8 - 12
+    flag = data.index(b"\x88", start)  # the opcode for True
+    swapped = (6).to_bytes(8, "big") + values.numpy().astype(">i2").tobytes()
+    (tmp_path / "f").write_bytes(data[:flag] + b"\x89" + data[flag + 1 : end] + swapped)
+    assert torch.equal(open_checkpoint(tmp_path / "f").read()["a"], values)
+
+
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 def test_legacy_tar(tmp_path: Path, legacy_tar: Callable[..., None], kind: int) -> None:
     floats = collections.OrderedDict(a=torch.randn(3, 4), b=torch.randn(5), c=torch.randn(()))
@@ -138,6 +149,43 @@ def test_nothing_is_run_and_nothing_is_an_obstacle(tmp_path: Path, monkeypatch: 
         assert any(name.endswith(".mkdir") for name in checkpoint.foreign_globals)
         assert load_weights(nn.Linear(3, 2), tmp_path / "f").key == "state_dict"
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "omegaconf.dictconfig.DictConfig",
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "torch._thnn.utils.THNNCudaBackendStateMixin",
+        "numpy.core.multiarray._ufunc_reconstruct",
+        "__main__.LeNet2",
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_that_is_gone_is_no_obstacle(tmp_path: Path, lost: str, legacy: bool) -> None:
+    """An object of a class, and the class itself, which no installed package has."""
+    place, name = lost.rpartition(".")[::2]
+    source, model = nn.Linear(3, 2), nn.Linear(3, 2)
+    kind = type(name, (), {"__module__": place})
+    thing = kind()
+    thing.__dict__.update(_content={"lr": 0.1}, _history=np.arange(3))
+    stored = types.ModuleType(place)
+    setattr(stored, name, kind)
+    with pytest.MonkeyPatch.context() as patch:
+        for depth in range(place.count(".")):
+            parent = ".".join(place.split(".")[: depth + 1])
+            patch.setitem(sys.modules, parent, sys.modules.get(parent, types.ModuleType(parent)))
+        patch.setitem(sys.modules, place, stored)
+        torch.save(
+            {"cfg": thing, "type": kind, "state_dict": source.state_dict()},
+            tmp_path / "f",
+            _use_new_zipfile_serialization=not legacy,
+        )
+    assert load_weights(model, tmp_path / "f").key == "state_dict"
+    assert torch.equal(model.weight, source.weight)
+    checkpoint = open_checkpoint(tmp_path / "f")
+    assert lost in checkpoint.foreign_globals
+    assert checkpoint.root["cfg"].attributes["_content"] == {"lr": 0.1}
 
 
 def lost_network() -> nn.Module:
@@ -219,9 +267,11 @@ def test_shards(tmp_path: Path, suffix: str) -> None:
             open_checkpoint(index)
 
 
-def test_only_the_needed_bytes_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("legacy", [False, True])
+def test_only_the_needed_bytes_are_read(tmp_path: Path, legacy: bool) -> None:
     model = nn.Linear(10, 10)
-    torch.save({"state_dict": model.state_dict(), "optimizer": {"m": torch.zeros(3_000_000)}}, tmp_path / "f")
+    content = {"state_dict": model.state_dict(), "optimizer": {"m": torch.zeros(3_000_000)}}
+    torch.save(content, tmp_path / "f", _use_new_zipfile_serialization=not legacy)
     before = _bytes_read()
     load_weights(model, tmp_path / "f")
     assert _bytes_read() - before < 200_000
@@ -232,6 +282,23 @@ def _bytes_read() -> int:
     if not path.exists():
         pytest.skip("needs /proc/self/io to count")
     return int(path.read_text().split("rchar: ")[1].split("\n")[0])
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_what_happens_to_the_file_later_leaves_the_model_alone(tmp_path: Path, kind: str) -> None:
+    source, model = nn.Linear(300, 300), nn.Linear(300, 300)
+    path = tmp_path / "f"
+    if kind == "safetensors":
+        save_file(source.state_dict(), path)
+    else:
+        torch.save(source.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+    load_weights(model, path)
+    read = open_checkpoint(path).read()
+    with path.open("r+b") as stream:  # in place: a mapping of it would see the bytes
+        stream.write(b"\xff" * path.stat().st_size)
+    os.truncate(path, 0)
+    assert torch.equal(model.weight, source.weight)
+    assert torch.equal(read["weight"], source.weight)
 
 
 def test_a_tag_of_another_machine_is_no_obstacle(tmp_path: Path) -> None:

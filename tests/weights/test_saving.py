@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,30 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         save_weights({"w": torch.zeros(1)}, path)
     assert open_checkpoint(path).read()["w"].item() == 1
     assert [file.name for file in tmp_path.iterdir()] == ["w.pth"]
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, name: str) -> None:
+    path = save_weights({"w": torch.ones(1)}, tmp_path / name)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        with pytest.raises(OSError, match="cannot be written to"):
+            save_weights({"w": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert open_checkpoint(path).read()["w"].item() == 1
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_file_is_written_over_the_one_that_it_is_read_from(tmp_path: Path, name: str) -> None:
+    source = nn.DataParallel(nn.Linear(300, 300))
+    path = save_weights(source, tmp_path / name)
+    save_weights(open_checkpoint(path).state_dict(), path, strip="module")
+    assert torch.equal(open_checkpoint(path).read()["weight"], source.module.weight)
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
