@@ -115,6 +115,8 @@ class FinetuningSchedule(Callback):
         expect_nothing(self._filter)
         if stage == "fit" and not self._started:
             self._run.withdraw(pl_module)
+        elif stage == "fit" and self._phase is not None:
+            self._run.end(pl_module, self._phase)
 
     @property
     def state_key(self) -> str:

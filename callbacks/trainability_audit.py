@@ -8,12 +8,12 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_transfer._selection import stages_again
+from lit_transfer._selection import remember, stages_again
 from lit_transfer.audit import StageAudit, audit, check_trainability, checksums, some, table
 from lit_transfer.callbacks._picture import log_picture, moment_of, thinned
 from lit_transfer.callbacks._reducer import note_reducer, uncovered
 from lit_transfer.schedule import Moment, refuse_without_schedule
-from lit_transfer.stages import Stage, stages_of
+from lit_transfer.stages import Stage
 
 __all__ = ["TrainabilityAudit"]
 
@@ -49,7 +49,7 @@ class TrainabilityAudit(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the stages while the module can be run without memory: before a strategy shards it."""
         if stage == "fit" and list(pl_module.parameters()):
-            self._stages = stages_of(pl_module)
+            self._stages = remember(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what DDP's reducer covers."""

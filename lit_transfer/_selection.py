@@ -1,4 +1,4 @@
-"""Which parameters a word means: a stage, a module, a parameter or a pattern; and which modules normalise."""
+"""Which parameters a word means: a stage, a module, a parameter or a pattern; what holds of them after sharding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import nn
 
 from lit_transfer.stages import Stage, stages_of
 
-__all__ = ["is_norm", "select", "select_each", "stages_again", "unwrapped"]
+__all__ = ["flat_names", "is_norm", "remember", "select", "select_each", "stages_again", "unwrapped"]
 
+_KNOWN = "_lit_transfer_known"  # on a module: what `remember` found
 _STAGE_WORDS = re.compile(r"stem|stage\d+|head|backbone")  # words for which a module is traced
 
 
@@ -22,12 +23,48 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase) or "norm" in type(module).__name__.lower()
 
 
+def remember(module: nn.Module) -> tuple[Stage, ...]:
+    """Return the stages of a module, and keep on it what nobody can see once a strategy has sharded it.
+
+    A sharded module cannot be run without memory, and FSDP gives each parameter one dimension.
+    """
+    if any(_is_sharded(parameter) for parameter in module.parameters()):
+        return stages_again(module, ())
+    flat = frozenset(name for name, parameter in module.named_parameters() if parameter.ndim <= 1)
+    stages = stages_of(module)
+    vars(module)[_KNOWN] = (stages, flat)
+    return stages
+
+
+def flat_names(module: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters of at most one dimension, as they were before sharding.
+
+    Raises:
+        ValueError: FSDP has flattened the parameters, and nobody has looked at them before.
+    """
+    if not any(hasattr(parameter, "_fsdp_flattened") for parameter in module.parameters()):
+        return frozenset(name for name, parameter in module.named_parameters() if parameter.ndim <= 1)
+    if _KNOWN not in vars(module):
+        raise ValueError(
+            f"FSDP has flattened the parameters of {type(module).__name__}, so that weights, which decay, and biases, "
+            "which do not, look alike. Add FinetuningSchedule or TrainabilityAudit to the trainer's callbacks: they "
+            "look at the parameters before."
+        )
+    known: frozenset[str] = vars(module)[_KNOWN][1]
+    return frozenset(name for name, _ in module.named_parameters() if unwrapped(name) in {unwrapped(n) for n in known})
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "_fsdp_flattened") or hasattr(parameter, "full_tensor")  # FSDP; FSDP2
+
+
 def stages_again(module: nn.Module, known: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """Return the stages known from before if they still hold each parameter, else trace.
 
     Modules that torch.compile, checkpointing or FSDP put around others change names: the stages follow them. A module
-    that FSDP has sharded in the meantime cannot be run without memory, and need not be.
+    that FSDP has sharded in the meantime cannot be run without memory, and need not be, if `remember` saw it before.
     """
+    known = known or vars(module).get(_KNOWN, ((), ()))[0]
     now = {unwrapped(name): name for name, _ in module.named_parameters()}
     held = {unwrapped(name) for stage in known for name in stage.parameters}
     if not known or held != set(now):

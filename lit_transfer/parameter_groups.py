@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_transfer._selection import is_norm, select, stages_again
+from lit_transfer._selection import flat_names, is_norm, select, stages_again
 from lit_transfer.stages import Stage
 
 __all__ = ["param_groups"]
@@ -49,7 +49,8 @@ def param_groups(
         head_lr: Learning rate of the head, instead of `lr`.
         no_decay: Further words for parameters without decay: stages, modules, shell patterns such as `"*.gamma"`,
             or regular expressions after `re:`.
-        stages: The stages of `module`; traced if not given, which needs a module that no strategy has sharded yet.
+        stages: The stages of `module`; traced if not given. A module that FSDP or FSDP2 has sharded by now must have
+            been seen before by `FinetuningSchedule` or `TrainabilityAudit`, or have its stages as `stages`.
 
     Returns:
         Groups from the stem to the head, with the keys `name` (`"stage4.decay"`, `"stage4.no_decay"`), `stage`,
@@ -57,7 +58,8 @@ def param_groups(
         same, which no scheduler changes) and `weight_decay`.
 
     Raises:
-        ValueError: A rate, decay or factor out of its range, or a word of `no_decay` that matches nothing.
+        ValueError: A rate, decay or factor out of its range, a word of `no_decay` that matches nothing, or parameters
+            that FSDP has flattened unseen.
     """
     _check(lr=lr, weight_decay=weight_decay, head_lr=head_lr)
     if layer_decay is not None and not 0 < layer_decay <= 1:
@@ -102,11 +104,12 @@ def _rates(stages: Sequence[Stage], lr: float, layer_decay: float | None, head_l
 
 def _without_decay(module: nn.Module) -> Iterator[str]:
     """Yield the names of the parameters that no recipe decays."""
+    flat = flat_names(module)
     for prefix, owner in module.named_modules():
         dot = f"{prefix}." if prefix else ""
         told = getattr(owner, "no_weight_decay", None)
         for name in told() if callable(told) else ():
             yield f"{dot}{name}"
-        for name, parameter in owner.named_parameters(recurse=False):
-            if parameter.ndim <= 1 or is_norm(owner) or _TABLES.search(f"{dot}{name}"):
+        for name, _ in owner.named_parameters(recurse=False):
+            if f"{dot}{name}" in flat or is_norm(owner) or _TABLES.search(f"{dot}{name}"):
                 yield f"{dot}{name}"

@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_transfer._selection import select, stages_again
+from lit_transfer._selection import remember, select, stages_again
 from lit_transfer.freezing import held_names, release_replaced, train_only, unfreeze
 from lit_transfer.schedule._phases import Phase, Planned
 from lit_transfer.schedule._presets import Preset, PresetName, check_schedule, plan_schedule
 from lit_transfer.schedule._progress import Progress, first_step, phase_at
 from lit_transfer.schedule._rates import check_groups, stage_factors, stage_rates
 from lit_transfer.schedule._triggers import Fired, Watched, fired_steps, observe, value_of
-from lit_transfer.stages import Stage, stages_of
+from lit_transfer.stages import Stage
 
 __all__ = ["RunningSchedule"]
 
@@ -51,7 +51,8 @@ class RunningSchedule:
 
     def prepare(self, module: nn.Module, progress: Progress) -> None:
         """Freeze what exists before the module is complete; words that mean nothing yet are passed over."""
-        stages = self.stages = stages_of(module)
+        release_replaced(module, self._held)  # after a fit that was interrupted there was no `end`
+        stages = self.stages = remember(module)
         names = [stage.name for stage in stages]
         planned = plan_schedule(self.phases, names if "head" in names else [*names, "head"])
         words = []
@@ -118,7 +119,15 @@ class RunningSchedule:
 
     def apply(self, module: nn.Module, index: int) -> tuple[str, ...]:
         """Let the phase's parameters train and freeze all others; returns the names of what trains."""
-        return train_only(module, self.planned[index].train, stages=self.stages, **self.options)
+        names = train_only(module, self.planned[index].train, stages=self.stages, **self.options)
+        self._held = held_names(module)
+        return names
+
+    def end(self, module: nn.Module, index: int) -> None:
+        """Freeze again what was replaced when the fit was over, as Lightning does with SyncBatchNorm."""
+        if set(self._held) - set(held_names(module)):
+            release_replaced(module, self._held)
+            self.apply(module, index)
 
     def factors(self, progress: Progress) -> dict[str, float] | None:
         """Return the factor of each stage's rate at this point, or None where the phase leaves the rates alone."""

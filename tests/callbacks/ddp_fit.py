@@ -13,13 +13,16 @@ import torch
 import torch.distributed as dist
 from foreign_module import Foreign, batch, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.plugins import FSDPPrecision
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, fully_shard, fully_sharded_data_parallel
+from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
+from torch.nn.parallel import DistributedDataParallel
 
 from lit_transfer import freeze, unfreeze
 from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
-from lit_transfer.stages import stages_of
+from lit_transfer.freezing import is_held
 
 PHASES: list[Any] = [
     {"train": "head"},
@@ -35,7 +38,7 @@ class Ranks(Callback):
         self.apart: list[float] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if dist.is_initialized():
+        if trainer.world_size > 1:
             mine = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
             others = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
             dist.all_gather(others, mine)
@@ -152,13 +155,12 @@ class Unwatched(TrainabilityAudit):
 
 
 class Sharded(Foreign):
-    """Shards itself as the users of ModelParallelStrategy do (FSDP2); `stages` are found before."""
+    """Shards itself as the users of ModelParallelStrategy do (FSDP2)."""
 
     def __init__(self) -> None:
         super().__init__(lambda groups: torch.optim.SGD(groups, momentum=0.9, foreach=False), dropout=0.0)
         for unit in self.encoder:
             unit[1] = torch.nn.Identity()
-        self.stages = stages_of(self)
 
     def configure_model(self) -> None:
         for part in (*self.encoder, self.encoder, self.classifier):
@@ -172,6 +174,99 @@ def sharded() -> dict[str, Any]:
     made = trainer(*callbacks, devices=2, strategy=strategy, num_sanity_val_steps=0, max_epochs=4)
     made.fit(module, Share(int(os.environ.get("LOCAL_RANK", 0)), 2))
     return {"values": torch.cat([p.full_tensor().detach().flatten() for p in module.parameters()]).tolist()}
+
+
+class FSDPOnCPU(FSDPStrategy):
+    """FSDP on the CPU, which torch can do and asks not to: it looks for an accelerator and nothing else stops it."""
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        def on_cpu(state: Any, *_: Any) -> Any:
+            state._device_handle = _FSDPDeviceHandle.from_device(torch.device("cpu"))
+            return state
+
+        fully_sharded_data_parallel._init_device_handle = on_cpu
+        return super()._setup_model(model)
+
+
+class Double(FSDPPrecision):
+    """Float64, which Lightning's FSDP would turn into float32."""
+
+    def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+class Gathered(Callback):
+    """The whole parameters at the end, in the order of the module."""
+
+    values: list[float]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with FullyShardedDataParallel.summon_full_params(trainer.strategy.model):
+            self.values = torch.cat([p.detach().flatten() for p in pl_module.parameters()]).tolist()
+
+
+def flattened(**options: Any) -> dict[str, Any]:
+    """FSDP, with the units apart or all in one flat parameter of which a part is frozen."""
+    double = MixedPrecision(param_dtype=torch.float64, reduce_dtype=torch.float64, buffer_dtype=torch.float64)
+    strategy = FSDPOnCPU(process_group_backend="gloo", mixed_precision=double, **options)
+    gathered = Gathered()
+    callbacks = FinetuningSchedule(PHASES), TrainabilityAudit(), gathered
+    apart = {"devices": 2, "strategy": strategy, "plugins": [Double("32-true")]}
+    made = trainer(*callbacks, num_sanity_val_steps=0, max_epochs=4, **apart)
+    made.fit(build(), Share(int(os.environ.get("LOCAL_RANK", 0)), 2))
+    return {"values": gathered.values}
+
+
+def unseen() -> dict[str, Any]:
+    """FSDP without any of our callbacks."""
+    made = trainer(devices=2, strategy=FSDPOnCPU(process_group_backend="gloo"), num_sanity_val_steps=0)
+    try:
+        made.fit(build(), Share(int(os.environ.get("LOCAL_RANK", 0)), 2))
+    except ValueError as error:
+        return {"told": str(error)}
+    return {"told": "nothing"}
+
+
+class Normed(Foreign):
+    """With batch norm, which is frozen throughout, so that it runs on the CPU as SyncBatchNorm too."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        for buffer in self.encoder.buffers():
+            buffer.add_(1)
+
+
+class Kinds(Ranks):
+    """The classes of the norm layers while training, too."""
+
+    kinds: list[str]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self.kinds = [type(unit[1]).__name__ for unit in pl_module.encoder]
+
+
+STILL: list[Any] = [
+    {"train": "head"},
+    {"at": {"epoch": 1}, "train": ["head", "encoder.2.0"]},
+    {"at": {"step": 10}, "train": ["head", "re:encoder.[0-2].0"]},
+]
+
+
+def synchronized(ranks: int) -> dict[str, Any]:
+    """Lightning converts the norm layers after `setup`; DDP refuses them on the CPU, where they run if frozen."""
+    DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None
+    module, seen = Normed().double(), Kinds()
+    callbacks = FinetuningSchedule(STILL), TrainabilityAudit(check_ranks=ranks > 1), seen
+    several = {"devices": 2, "strategy": HookedDDP(process_group_backend="gloo"), "sync_batchnorm": True}
+    made = trainer(*callbacks, num_sanity_val_steps=0, max_epochs=4, **(several if ranks > 1 else {}))
+    made.fit(module, Share(int(os.environ.get("LOCAL_RANK", 0)), 2) if ranks > 1 else Share(0, 1))
+    held = [is_held(unit[1]) and not unit[1].weight.requires_grad for unit in module.encoder]
+    values = torch.cat([value.double().flatten() for value in module.state_dict().values()])
+    return {"values": values.tolist(), "apart": seen.apart, "kinds": seen.kinds, "held": held}
 
 
 def single() -> dict[str, Any]:
@@ -188,8 +283,12 @@ if __name__ == "__main__":
     folder = sys.argv[1]
     answers = {case: fit(case, folder) for case in CASES}
     answers |= {f"resumed {step}": fit("plain", folder, f"{folder}/{step}.ckpt") for step in (6, 11)}
+    answers["sync_batchnorm"] = synchronized(2)
     answers["sharded"] = sharded()
+    answers["flattened"] = flattened()
+    answers["flattened by unit"] = flattened(auto_wrap_policy={torch.nn.Sequential})
+    answers["unseen"] = unseen()
     answers["drift"] = refused(Unwatched(check_ranks=True))
     answers["uncovered"] = refused(TrainabilityAudit())
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print("ANSWER", json.dumps(answers | {"single": single()}))
+        print("ANSWER", json.dumps(answers | {"single": single(), "single with norms": synchronized(1)}))

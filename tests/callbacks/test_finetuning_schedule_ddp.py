@@ -39,12 +39,26 @@ def test_ranks_agree_after_each_phase_with(case: str, answers: Answers) -> None:
     assert answers[case]["apart"] == [0.0] * 4
 
 
-def test_two_processes_end_where_one_does_with_the_same_global_batch(answers: Answers) -> None:
-    assert furthest(answers["plain"], answers["single"]) <= 1e-10
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "static_graph", "find_unused", "bucket_view", "compile", "sharded", "flattened", "flattened by unit"],
+)
+def test_two_processes_end_where_one_does_with_the_same_global_batch(case: str, answers: Answers) -> None:
+    assert furthest(answers[case], answers["single"]) <= 1e-10
 
 
-def test_a_module_that_is_sharded_by_fsdp2_ends_where_one_process_does(answers: Answers) -> None:
-    assert furthest(answers["sharded"], answers["single"]) <= 1e-10
+def test_sync_batchnorm_that_is_frozen_stays_as_it_is_and_features_are_those_of_one_process(answers: Answers) -> None:
+    assert answers["sync_batchnorm"]["kinds"] == ["SyncBatchNorm"] * 3
+    assert answers["sync_batchnorm"]["apart"] == [0.0] * 4
+    assert furthest(answers["sync_batchnorm"], answers["single with norms"]) <= 1e-10
+
+
+def test_norm_layers_that_lightning_replaces_when_the_fit_is_over_stay_frozen(answers: Answers) -> None:
+    assert answers["sync_batchnorm"]["held"] == [True] * 3
+
+
+def test_parameters_that_fsdp_flattened_unseen_are_refused_with_what_to_add(answers: Answers) -> None:
+    assert "Add FinetuningSchedule or TrainabilityAudit" in answers["unseen"]["told"]
 
 
 @pytest.mark.parametrize("step", [6, 11])
