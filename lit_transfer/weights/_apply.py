@@ -117,4 +117,4 @@ def _put(slot: Tensor, value: Tensor) -> None:
         return
     made = nn.Parameter(value, requires_grad=slot.requires_grad) if isinstance(slot, nn.Parameter) else value
     # Keeps the object, so that an optimizer and ties stay valid.
-    torch.utils.swap_tensors(slot, made)  # type: ignore[no-untyped-call]
+    torch.utils.swap_tensors(slot, made)  # type: ignore[no-untyped-call]  # torch has no hints there

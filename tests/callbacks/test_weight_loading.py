@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def test_loads_into_any_module_and_says_so_in_its_checkpoints(file: Path, tmp_pa
     told = torch.load(tmp_path / "after.ckpt", weights_only=True)["weights_from"]
     assert "model_best.pth.tar" in told
     assert "state_dict" in told
+
+
+def test_the_report_is_logged(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    with caplog.at_level(logging.INFO, logger.name):
+        logger.addHandler(caplog.handler)  # Lightning's loggers do not hand on
+        fit(Foreign(), WeightLoading(file, target="encoder"), folder=tmp_path)
+        logger.removeHandler(caplog.handler)
+    (told,) = {record.getMessage() for record in caplog.records if "model_best.pth.tar" in record.getMessage()}
+    assert "key 'state_dict'" in told
+    assert "`module.` removed" in told
+    assert "4 tensors, coverage 100.0%" in told
+
+
+def test_arguments_reach_the_loader(tmp_path: Path) -> None:
+    one, other = net().state_dict(), net().state_dict()
+    torch.save({"model": one, "model_ema": other}, tmp_path / "f.pth")
+    for options, expected in (({}, other), ({"prefer": "plain"}, one), ({"map_location": {"cuda:0": "cpu"}}, other)):
+        module = Foreign()
+        fit(module, WeightLoading(tmp_path / "f.pth", target="encoder", **options), folder=tmp_path)
+        assert torch.equal(module.encoder[0].weight, expected["0.weight"])
 
 
 def test_a_resumed_run_keeps_the_weights_of_its_checkpoint(file: Path, tmp_path: Path) -> None:

@@ -93,9 +93,12 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch
 def _hub(folder: Path, files: list[str]) -> types.ModuleType:
     """The three functions of huggingface_hub that are used, over a folder."""
     hub = types.ModuleType("huggingface_hub")
-    hub.list_repo_files = lambda repository, revision: files  # type: ignore[attr-defined]
-    hub.hf_hub_download = lambda repository, file, revision: str(folder / file)  # type: ignore[attr-defined]
-    hub.snapshot_download = lambda repository, revision, allow_patterns: str(folder)  # type: ignore[attr-defined]
+    functions = {
+        "list_repo_files": lambda repository, revision: files,
+        "hf_hub_download": lambda repository, file, revision: str(folder / file),
+        "snapshot_download": lambda repository, revision, allow_patterns: str(folder),
+    }
+    vars(hub).update(functions)
     return hub
 
 

@@ -275,6 +275,25 @@ def test_a_position_is_left_out_only_where_a_class_token_takes_it() -> None:
         load_weights(model, state, exclude=["cls_token"])
 
 
+def test_a_vit_answers_the_same_in_either_library() -> None:
+    """With its head, and with the names of today and of before 2022."""
+    one, other = torchvision_vit().eval(), vit().eval()
+    images = torch.rand(2, 3, 32, 32)
+    nn.init.normal_(one.heads.head.weight)  # it starts at zero
+    load_weights(other, one.state_dict())
+    torch.testing.assert_close(other(images), one(images))
+    old = {
+        n.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): t
+        for n, t in one.state_dict().items()
+    }
+    again = torchvision_vit().eval()
+    load_weights(again, old)
+    torch.testing.assert_close(again(images), one(images))
+    load_weights(again, vit().state_dict())
+    fresh = vit().eval()
+    torch.testing.assert_close(again(images), fresh(images))
+
+
 def test_swin_of_its_authors() -> None:
     source = timm.create_model("swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(3, 6), num_classes=5)
     state = {}

@@ -135,4 +135,4 @@ def test_order_is_used_on_request_and_only_where_it_is_unique() -> None:
     with pytest.raises(WeightsError):
         load_weights(model, source.state_dict(), match="order")
     with pytest.raises(ValueError, match="match must be one of 'name', 'order'"):
-        load_weights(model, source.state_dict(), match="ordr")  # type: ignore[arg-type]
+        load_weights(model, source.state_dict(), match="ordr")  # type: ignore[arg-type]  # the wrong word is the test

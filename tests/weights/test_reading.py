@@ -203,7 +203,7 @@ def lost_network() -> nn.Module:
             self.twin = self.fc
 
     Net.__module__, Net.__qualname__ = "lost_code", "Net"
-    module.Net = Net  # type: ignore[attr-defined]
+    vars(module)["Net"] = Net
     sys.modules["lost_code"] = module
     return Net()
 
