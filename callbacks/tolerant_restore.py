@@ -102,7 +102,7 @@ class TolerantRestore(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the steps of a file that does not, now that the length of an epoch is known."""
         state = self._reading.state if self._reading is not None else None
-        if state is not None and state.step is None and state.epoch:
+        if state is not None and state.kind != "lightning" and state.step is None and state.epoch:
             count_steps(trainer, state.epoch)
         self._reading = None
 

@@ -62,14 +62,15 @@ def contents_of(checkpoint: Checkpoint) -> Contents:
         return Contents("weights")
     parts = [(str(name), part) for name, value in root.items() for part in _parts(value)]
     epoch, epoch_name = _counter(root, (*_NEXT_EPOCHS, *_EPOCHS))
+    done = _epochs_of_lightning(root)
     step, step_name = _counter(root, _STEPS)
     found = Contents(
         kind="lightning" if is_lightning(checkpoint) else "dictionary",
         optimizers=tuple(part for _, part in parts if is_optimizer_state(part)),
         schedulers=tuple(part for _, part in parts if is_scheduler_state(part)),
         scaler=next((part for _, part in parts if _is_scaler_state(part)), None),
-        epoch=epoch,
-        epoch_is_next=epoch_name in _NEXT_EPOCHS,
+        epoch=epoch if done is None else done,
+        epoch_is_next=epoch_name in _NEXT_EPOCHS or done is not None,
         step=step,
         scores=_scores(root),
         names=(root.get(ENTRY) or {}).get("parameter_names"),
@@ -140,6 +141,14 @@ def _counter(root: dict[Any, Any], names: tuple[str, ...]) -> tuple[int | None, 
         if value is not None and value == int(value) and value >= 0:
             return int(value), name
     return None, ""
+
+
+def _epochs_of_lightning(root: dict[Any, Any]) -> int | None:
+    """The epochs that Lightning's loops count; its "epoch" is the same number before and after an epoch's end."""
+    place: Any = root
+    for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
+        place = place.get(name) if isinstance(place, dict) else None
+    return place if isinstance(place, int) else None
 
 
 def _scores(root: dict[Any, Any]) -> dict[str, float]:

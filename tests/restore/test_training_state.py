@@ -42,6 +42,17 @@ def test_the_courses_interrupted_run(real: Path) -> None:
     assert all(torch.equal(weights[f"net.{n}"], value) for n, value in content["model_state_dict"].items())
 
 
+@pytest.mark.parametrize(
+    ("name", "epoch", "step"), [("model.ckpt", 5, 4295), ("version_0__epoch=9-step=8600.ckpt", 10, 8600)]
+)
+def test_lightnings_own_counters(real: Path, name: str, epoch: int, step: int) -> None:
+    """859 steps an epoch; the first file was saved after five epochs and calls it epoch 5, the other calls ten nine."""
+    checkpoint = open_checkpoint(real / "ckpts/lightning" / name)
+    model = same_shapes({name: tensor.shape for name, tensor in checkpoint.state_dict("state_dict").items()})
+    state = read_training_state(model, checkpoint)
+    assert (state.kind, state.epoch, state.step) == ("lightning", epoch, step)
+
+
 def test_very_old_files_keyed_by_id(real: Path) -> None:
     file = real / "ckpts/cgcnn/band-gap.pth.tar"
     checkpoint = open_checkpoint(file)
