@@ -1,6 +1,7 @@
 """Fits in two gloo processes, to be started as a script: prints how far the ranks are apart, as JSON, from rank 0.
 
 Usage: ddp_fit.py FOLDER. Starting the processes is what takes long, so that one pair fits all cases after each other.
+`ddp_fit.py --gpus` fits the one case that two GPUs are needed for.
 """
 
 import json
@@ -19,6 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, fully_shard, fully_sharded_data_parallel
 from torch.distributed.fsdp._common_utils import _FSDPDeviceHandle
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_transfer import freeze, unfreeze
 from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
@@ -269,6 +271,16 @@ def synchronized(ranks: int) -> dict[str, Any]:
     return {"values": values.tolist(), "apart": seen.apart, "kinds": seen.kinds, "held": held}
 
 
+def on_gpus() -> dict[str, Any]:
+    """SyncBatchNorm that trains from the second phase on."""
+    module, seen = Foreign(dropout=0.0), Kinds()
+    callbacks = FinetuningSchedule(PHASES), TrainabilityAudit(check_ranks=True), seen
+    several = {"accelerator": "gpu", "devices": 2, "strategy": "ddp", "sync_batchnorm": True}
+    made = trainer(*callbacks, num_sanity_val_steps=0, max_epochs=4, **several)
+    made.fit(module, DataLoader(TensorDataset(*batch(0, 64)), 8))
+    return {"apart": seen.apart, "kinds": seen.kinds}
+
+
 def single() -> dict[str, Any]:
     """The same steps in one process, on the global batches."""
     module = build()
@@ -281,6 +293,9 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder = sys.argv[1]
+    if folder == "--gpus":
+        print("ANSWER", json.dumps(on_gpus()))
+        sys.exit()
     answers = {case: fit(case, folder) for case in CASES}
     answers |= {f"resumed {step}": fit("plain", folder, f"{folder}/{step}.ckpt") for step in (6, 11)}
     answers["sync_batchnorm"] = synchronized(2)

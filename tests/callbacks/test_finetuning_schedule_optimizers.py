@@ -8,11 +8,12 @@ import torch
 from foreign_module import Batches, Foreign, trainer, val_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as S
 
 from lit_transfer import param_groups
-from lit_transfer.callbacks import FinetuningSchedule
+from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
 
 PHASES: list[Any] = [
     {"train": "head"},
@@ -208,3 +209,27 @@ def test_weight_averaging_follows_what_trains() -> None:
     fit(module, FinetuningSchedule(PHASES[:2]), EMAWeightAveraging(decay=0.5), max_epochs=2)
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, first[name])}
     assert moved == {name for name in first if name.startswith(("encoder.2", "classifier"))}
+
+
+class Ran(Callback):
+    """The number of steps that the optimizer had made after each batch."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = [0]
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.counts.append(len(vars(trainer.optimizers[0]).get("seen", ())))
+
+
+def test_steps_that_a_gradient_scaler_skips_leave_the_phases_rates_where_they_belong() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+    module, ran = Foreign(Seen), Ran()
+    first = module.encoder[0][0].weight.detach().clone()
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler=scaler)]
+    made = fit(module, FinetuningSchedule(RATED[:2]), TrainabilityAudit(), ran, max_epochs=2, plugins=plugins)
+    expected = [0.05 / 3, 0.1 / 3, *[0.05] * 2, *[0.02] * 4]
+    steps = [step for step in range(8) if ran.counts[step + 1] > ran.counts[step]]
+    assert 0 < len(steps) < 8
+    assert [step["head"] for step in made.optimizers[0].seen] == pytest.approx([expected[step] for step in steps])
+    assert all(group["lr"] == 0.05 for group in made.optimizers[0].param_groups)
+    assert torch.equal(module.encoder[0][0].weight, first)
