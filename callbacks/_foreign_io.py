@@ -24,6 +24,8 @@ class ForeignIO(CheckpointIO):
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read any checkpoint; tensors come to the CPU, whatever device the file names."""
+        if "://" in str(path) and not str(path).startswith(("http://", "https://", "hf://")):
+            return self.inner.load_checkpoint(path, weights_only=weights_only)  # a store that only fsspec knows
         return self.read(self.inner, str(path), weights_only)
 
     def remove_checkpoint(self, path: Any) -> None:

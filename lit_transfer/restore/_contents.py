@@ -60,15 +60,18 @@ def contents_of(checkpoint: Checkpoint) -> Contents:
         return Contents("module")
     if all(is_tensor(value) for value in root.values()):
         return Contents("weights")
-    parts = [(str(name), part) for name, value in root.items() for part in _parts(value)]
+    lightning = is_lightning(checkpoint)
+    places = {name: root.get(name) for name in ("optimizer_states", "lr_schedulers")} if lightning else root
+    parts = [(str(name), part) for name, value in places.items() for part in _parts(value)]
+    values = [part for _, part in parts]
     epoch, epoch_name = _counter(root, (*_NEXT_EPOCHS, *_EPOCHS))
     done = _epochs_of_lightning(root)
     step, step_name = _counter(root, _STEPS)
     found = Contents(
-        kind="lightning" if is_lightning(checkpoint) else "dictionary",
-        optimizers=tuple(part for _, part in parts if is_optimizer_state(part)),
-        schedulers=tuple(part for _, part in parts if is_scheduler_state(part)),
-        scaler=next((part for _, part in parts if _is_scaler_state(part)), None),
+        kind="lightning" if lightning else "dictionary",
+        optimizers=tuple(filter(is_optimizer_state, values)),
+        schedulers=tuple(root.get("lr_schedulers") or () if lightning else filter(is_scheduler_state, values)),
+        scaler=next(filter(_is_scaler_state, values), None),
         epoch=epoch if done is None else done,
         epoch_is_next=epoch_name in _NEXT_EPOCHS or done is not None,
         step=step,
