@@ -8,7 +8,7 @@ import math
 import re
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,17 @@ def _upstream(checkpoint: Checkpoint, arguments: Namespace) -> tuple[Mapping[str
     state: OrderedDict[str, Any] = OrderedDict((entry.name, _unchanged(entry, plan)) for entry in plan.entries)
     state._metadata = plan.metadata  # type: ignore[attr-defined]  # where torch keeps the modules' versions
     place = f"{plan.key!r} of {checkpoint.name}" if plan.key else checkpoint.name
-    notes = "".join(f"; {note}" for note in plan.notes)
+    notes = "".join(f"; {note}" for note in (*plan.notes, *_other_answers(plan)))
     return state, f"{place} as {name} ({plan.edit}{notes})"
+
+
+def _other_answers(plan: Plan) -> Iterator[str]:
+    for entry in plan.of("adapt"):
+        if entry.change is not None and len(entry.shape) == 4:
+            yield (
+                f"{entry.name} is a 1x1 convolution upstream: where a ReLU lies between it and the pooling, as in "
+                "SqueezeNet, the answers differ from those of a linear head"
+            )
 
 
 def _plan(checkpoint: Checkpoint, name: str, arguments: Namespace) -> Plan:

@@ -34,6 +34,7 @@ def training_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "state_dict": model.state_dict(),
         "optimizer": torch.optim.SGD(groups, lr=0.1, momentum=0.9).state_dict(),
         "best_acc1": 71.2345678,
+        "meter": {"value": torch.ones(())},  # no network
         "args": argparse.Namespace(arch="squeezenet1_1", lr=0.1),
     }
     torch.save(content, path, _use_new_zipfile_serialization=False)
