@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_transfer.callbacks import WeightLoading
@@ -44,14 +47,22 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "model_best.pth.tar"
 
 
-def fit(module: LightningModule, *callbacks: Any, folder: Path, **arguments: Any) -> Trainer:
+def fit(
+    module: LightningModule,
+    *callbacks: Any,
+    folder: Path,
+    strategy: Any = "auto",
+    devices: Any = "auto",
+    **arguments: Any,
+) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = Trainer(max_epochs=1, accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks), **quiet)
+    placing = {"accelerator": "cpu", "strategy": strategy, "devices": devices, "default_root_dir": folder}
+    trainer = Trainer(max_epochs=1, callbacks=list(callbacks), **placing, **quiet)
     loader = DataLoader(TensorDataset(torch.zeros(4, 4), torch.zeros(4, dtype=torch.long)), batch_size=2)
     trainer.fit(module, loader, **arguments)
     return trainer
@@ -73,6 +84,30 @@ def test_loads_into_any_module_and_says_so_in_its_checkpoints(file: Path, tmp_pa
     told = torch.load(tmp_path / "after.ckpt", weights_only=True)["weights_from"]
     assert "model_best.pth.tar" in told
     assert "state_dict" in told
+
+
+class Sharded(Foreign):
+    """Makes its layers without memory and shards them, as models too large for one device do."""
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "encoder"):
+            with torch.device("meta"):
+                super().configure_model()
+            for part in (self.encoder, self.answer):
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators")  # Lightning draws what the file does not give
+def test_fills_a_module_that_is_sharded_when_it_is_made(file: Path, tmp_path: Path) -> None:
+    module, callback = Sharded(late=True), WeightLoading(file, target="encoder")
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    try:
+        fit(module, callback, folder=tmp_path, strategy=strategy, devices=1)
+        whole = [parameter.full_tensor() for parameter in module.encoder.parameters()]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(isinstance(parameter, DTensor) for parameter in module.encoder.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(whole, weights_in(file), strict=True))
 
 
 def test_the_report_is_logged(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
