@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transfer._selection import remember, stages_again
-from lit_transfer.audit import StageAudit, audit, check_trainability, checksums, some, table
+from lit_transfer.audit import StageAudit, audit, check_trainability, checksums, idle, some, table
 from lit_transfer.callbacks._picture import log_picture, moment_of, thinned
 from lit_transfer.callbacks._reducer import note_reducer, uncovered
 from lit_transfer.schedule import Moment, refuse_without_schedule
@@ -83,7 +83,9 @@ class TrainabilityAudit(Callback):
         self._seen = trains
         self._check(trainer, pl_module)
         rows = table(self._audit(trainer, pl_module))
-        rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}")
+        still = idle(pl_module, trainer.optimizers, self._stages)
+        told = f"\n{', '.join(still)} will not move at rate 0: freezing saves their gradients." if still else ""
+        rank_zero_info(f"Trainability in epoch {trainer.current_epoch}, step {trainer.global_step}:\n{rows}{told}")
         return True
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:

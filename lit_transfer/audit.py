@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lit_transfer.freezing import is_held, updates_statistics
 from lit_transfer.stages import Stage, stages_of
 
-__all__ = ["StageAudit", "audit", "check_optimizers", "check_trainability", "checksums", "table"]
+__all__ = ["StageAudit", "audit", "check_optimizers", "check_trainability", "checksums", "idle", "table"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,20 @@ def table(rows: Iterable[StageAudit]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def idle(module: nn.Module, optimizers: Sequence[Optimizer], stages: Iterable[Stage]) -> list[str]:
+    """Return the stages that receive gradients and never move: each of their groups began with the learning rate 0."""
+    named = dict(module.named_parameters())
+    groups = {id(p): group for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    found = []
+    for stage in stages:
+        trains = [named[name] for name in stage.parameters if named[name].requires_grad]
+        # A scheduler may begin at 0: what counts is the rate that it scales.
+        rates = [group.get("initial_lr", group["lr"]) for group in (groups[id(p)] for p in trains if id(p) in groups)]
+        if rates and not any(rates):
+            found.append(stage.name)
+    return found
 
 
 def check_trainability(module: nn.Module, optimizers: Sequence[Optimizer]) -> None:

@@ -10,6 +10,7 @@ import torch
 from foreign_module import Batches, Foreign, trainer, val_loader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_transfer import freeze, param_groups, unfreeze
 from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
@@ -55,6 +56,34 @@ def test_the_table_is_told_and_what_is_wrong_is_refused_before_the_first_batch(
     module.encoder.requires_grad_(False)
     with pytest.raises(ValueError, match="running statistics move"):
         trainer(TrainabilityAudit()).fit(module, Batches(), val_loader())
+
+
+def test_a_rate_of_zero_leaves_the_weights_of_a_frozen_backbone_and_is_told_to_cost_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lit_transfer.callbacks.trainability_audit.rank_zero_info", told.append)
+
+    class Warm(Foreign):
+        """Whose scheduler begins at 0, which is not meant."""
+
+        def __init__(self, lr: float) -> None:
+            super().__init__(scheduler=lambda o: LambdaLR(o, lambda step: step / 4))
+            self.lr = lr
+
+        def configure_optimizers(self) -> Any:
+            self.make_optimizer = lambda _: torch.optim.SGD(param_groups(self, self.lr, head_lr=0.1))
+            return super().configure_optimizers()
+
+    ended = []
+    for lr, phases in ((0.0, "full"), (0.1, "linear_probe"), (0.1, "full")):
+        ended.append(Warm(lr))
+        trainer(FinetuningSchedule(phases), TrainabilityAudit(), max_epochs=2).fit(ended[-1], Batches(), val_loader())
+    assert "stem, stage1, stage2 will not move at rate 0: freezing saves" in told[0]
+    assert not any("will not move" in text for text in told[1:])
+    weights = [torch.cat([p.detach().flatten() for p in module.encoder.parameters()]) for module in ended]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_picture_beside_the_metrics_is_of_what_the_timeline_foretold(tmp_path: Path) -> None:
