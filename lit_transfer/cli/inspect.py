@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_transfer.cli._parsing import CommandParser
-from lit_transfer.cli._tables import as_shape, as_size, make_list, make_table, safe, show
+from lit_transfer.cli._tables import as_count, as_shape, as_size, make_list, make_table, safe, show
 from lit_transfer.weights import Checkpoint, describe, main_state_dict, open_checkpoint, torchvision_family
 
 # Settings of an optimizer's group that have a column, or follow from one.
@@ -71,6 +71,10 @@ def _show(told: dict[str, Any]) -> None:
     if told["state_dicts"]:
         columns = ["state dict", "tensors", "parameters", "size", "dtypes", "devices", "prefix", "looks like"]
         show("", make_table(columns, map(_row, told["state_dicts"]), numbers=columns[1:4]))
+    for entry in told["state_dicts"]:
+        if entry["unread"]:
+            name, why = next(iter(entry["unread"].items()))
+            show(safe(f"{as_count(len(entry['unread']), 'tensor')} of {entry['key']!r} cannot be read: {name}: {why}"))
     if groups := told["optimizer_groups"]:
         columns = ["optimizer group", "tensors", "lr", "weight decay", "its own settings"]
         shared = {name: value for name, value in groups[0].items() if all(group.get(name) == value for group in groups)}

@@ -13,6 +13,7 @@ from lit_transfer.weights._errors import named
 from lit_transfer.weights._guess import looks_like
 from lit_transfer.weights._layouts import StateDict, is_optimizer_state
 from lit_transfer.weights._lazy import FileTensor, LazyTensor
+from lit_transfer.weights._pickled import UnreadTensor
 from lit_transfer.weights._stand_ins import Global, StandIn, as_tensor
 from lit_transfer.weights._target import is_under
 
@@ -29,10 +30,10 @@ def describe(checkpoint: Checkpoint, *, depth: int = 2) -> dict[str, Any]:
 
     Returns:
         Plain values that JSON can hold: `source`, `format`, `bytes`, `contents` (by nesting level), `state_dicts`
-        (key, kind, tensors, parameters, bytes, dtypes, devices, prefix, looks_like), `epoch`, `global_step`,
-        `class_names`, `metadata`, `optimizer_groups`, and `would_import` and `would_call`: what a full unpickler would
-        have imported, and the first call of each function in words. `parameters` counts elements without running
-        statistics, integers and what is tied to another tensor.
+        (key, kind, tensors, parameters, bytes, dtypes, devices, prefix, looks_like, and unread: name -> why), `epoch`,
+        `global_step`, `class_names`, `metadata`, `optimizer_groups`, and `would_import` and `would_call`: what a full
+        unpickler would have imported, and the first call of each function in words. `parameters` counts elements
+        without running statistics, integers and what is tied to another tensor.
     """
     root = checkpoint.root if isinstance(checkpoint.root, dict) else {}
     large = [found for found in checkpoint.state_dicts if len(found) > 1] or list(checkpoint.state_dicts)
@@ -149,6 +150,7 @@ def _state_dict(found: StateDict) -> dict[str, Any]:
         "devices": sorted({tensor.location for tensor in tensors}),
         "prefix": _common_prefix(found),
         "looks_like": looks_like(found),
+        "unread": {name: tensor.why for name, tensor in found.items() if isinstance(tensor, UnreadTensor)},
     }
 
 

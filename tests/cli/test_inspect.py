@@ -167,3 +167,9 @@ def test_files_by_strangers(run, real: Path) -> None:
             assert (code, err) == (0, ""), path
             assert "parameters" in out, path
             assert all(len(line) <= 100 for line in out.splitlines() if " " in line), path
+
+
+def test_tensors_that_are_not_read_are_told(run) -> None:
+    torch.save({"a": torch.ones(2), "b": torch.eye(3).to_sparse()}, "sparse.pth")
+    out = run("inspect", "sparse.pth")[1]
+    assert "1 tensor of '' cannot be read: b: it is a sparse tensor" in " ".join(out.split())
