@@ -1,0 +1,42 @@
+"""Frozen work done once: features at a boundary of a backbone, stored, and served in the place of images."""
+
+from lit_transfer.features._boundary import (
+    Boundary,
+    Outline,
+    check_still,
+    find_boundary,
+    frozen_state,
+    outline_of,
+    run_until,
+)
+from lit_transfer.features._dataset import CachedSamples, find_image, split_sample
+from lit_transfer.features._filling import Filling, prepare
+from lit_transfer.features._fingerprint import UnknownContentError, fingerprint
+from lit_transfer.features._randomness import is_random, probe
+from lit_transfer.features._serving import Serving
+from lit_transfer.features._store import Entry, Layout, cache_folder, list_entries, open_entry
+
+__all__ = [
+    "Boundary",
+    "CachedSamples",
+    "Entry",
+    "Filling",
+    "Layout",
+    "Outline",
+    "Serving",
+    "UnknownContentError",
+    "cache_folder",
+    "check_still",
+    "find_boundary",
+    "find_image",
+    "fingerprint",
+    "frozen_state",
+    "is_random",
+    "list_entries",
+    "open_entry",
+    "outline_of",
+    "prepare",
+    "probe",
+    "run_until",
+    "split_sample",
+]
