@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "restore"))  # kills
 
 _UPSTREAM = (
     "ignore:.*LeafSpec:FutureWarning",  # Lightning 2.6 on torch 2.15
