@@ -11,7 +11,7 @@ from lit_transfer.audit import check_optimizers
 from lit_transfer.callbacks._progress import is_open_window, lengths, progress_of, untold
 from lit_transfer.callbacks._quiet import expect_frozen_modules, expect_nothing
 from lit_transfer.callbacks._reducer import pristine_hook_state, rebuild_reducer
-from lit_transfer.callbacks._scratch import check_scratch
+from lit_transfer.callbacks._refusals import check_scratch
 from lit_transfer.schedule import STATE_KEY, Phases, Progress, RunningSchedule, phase_at, while_stepping
 
 __all__ = ["FinetuningSchedule"]

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transfer._selection import remember, stages_again
 from lit_transfer.audit import StageAudit, audit, check_trainability, checksums, idle, some, table
 from lit_transfer.callbacks._picture import log_picture, moment_of, thinned
 from lit_transfer.callbacks._reducer import note_reducer, uncovered
-from lit_transfer.schedule import Moment, refuse_without_schedule
+from lit_transfer.callbacks._refusals import refuse_lost_schedule
+from lit_transfer.schedule import Moment
 from lit_transfer.stages import Stage
 
 __all__ = ["TrainabilityAudit"]
@@ -58,9 +58,7 @@ class TrainabilityAudit(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on without the schedule that the checkpoint's run had."""
-        if trainer.state.fn == TrainerFn.FITTING:
-            settings: Any = trainer
-            refuse_without_schedule(checkpoint.get("callbacks", {}), [c.state_key for c in settings.callbacks])
+        refuse_lost_schedule(trainer, checkpoint)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Check and tell what trains, before the first batch."""

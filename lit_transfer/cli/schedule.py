@@ -5,12 +5,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_transfer.callbacks import FinetuningSchedule
 from lit_transfer.cli._dry_run import DryRun, DryTrainer
@@ -71,8 +71,11 @@ class ScheduleCLI(TransferCLI):
                 "here: give --trainer.accumulate_grad_batches, or leave the callback out to see the rest."
             )
         kept = [c for c in callbacks if isinstance(c, FinetuningSchedule)]
-        trainer = cast("DryTrainer", super().instantiate_trainer(**{**_DRY, "callbacks": kept, **kwargs}))
-        trainer.processes = _processes(given.accelerator, given.devices, given.num_nodes)
+        # Not that of TransferCLI, which adds callbacks and looks for free GPUs.
+        trainer = LightningCLI.instantiate_trainer(self, **{**_DRY, "callbacks": kept, **kwargs})
+        assert isinstance(trainer, DryTrainer)
+        gpus = self._get(self.config_init, "gpus")
+        trainer.processes = gpus or _processes(given.accelerator, given.devices, given.num_nodes)
         return trainer
 
     def before_schedule(self) -> None:

@@ -236,7 +236,7 @@ def test_from_scratch_refuses_weights_of_a_backbone_under_any_name_and_of_a_call
     with pytest.raises(ValueError, match=r"WeightLoading loads .*encoder\.pth.*leave one"):
         fit(Foreign(), FinetuningSchedule({"preset": "from_scratch"}), WeightLoading(saved, target="encoder"))
     told: list[str] = []
-    monkeypatch.setattr("lit_transfer.callbacks._scratch.rank_zero_info", told.append)
+    monkeypatch.setattr("lit_transfer.callbacks._refusals.rank_zero_info", told.append)
     module = WithBackbone(None)
     fit(module, FinetuningSchedule("from_scratch"), max_epochs=1)
     assert frozen_names(module) == ()

@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
 
 from lit_transfer import frozen_names
-from lit_transfer.callbacks import FinetuningSchedule, TrainabilityAudit
+from lit_transfer.callbacks import FinetuningSchedule, TolerantRestore, TrainabilityAudit
 
 PHASES: list[Any] = [
     {"train": "head", "warmup": 2},
@@ -133,7 +133,7 @@ def test_a_schedule_may_be_added_to_a_run_that_had_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-def test_a_run_that_lost_its_schedule_is_refused_by_the_audit_and_measured_all_the_same(tmp_path: Path) -> None:
+def test_a_run_that_lost_its_schedule_is_refused_by_other_callbacks_and_measured_all_the_same(tmp_path: Path) -> None:
     class Derived(FinetuningSchedule):
         """As users make them."""
 
@@ -143,8 +143,10 @@ def test_a_run_that_lost_its_schedule_is_refused_by_the_audit_and_measured_all_t
     for callbacks in ((), (TrainabilityAudit(),)):
         made = trainer(*callbacks, max_epochs=2)
         made.test(Foreign(AdamW), val_loader(), ckpt_path=saved, weights_only=True, verbose=False)
-    with pytest.raises(ValueError, match=r"a FinetuningSchedule, and this run has none.*FinetuningSchedule\('full'\)"):
-        trainer(TrainabilityAudit()).fit(Foreign(AdamW), Batches(), val_loader(), ckpt_path=saved, weights_only=True)
+    for callback in (TrainabilityAudit(), TolerantRestore()):
+        made = trainer(callback)
+        with pytest.raises(ValueError, match=r"this run has none: all that was frozen.*FinetuningSchedule\('full'\)"):
+            made.fit(Foreign(AdamW), Batches(), val_loader(), ckpt_path=saved, weights_only=True)
     changes = Changes()
     made = trainer(TrainabilityAudit(), FinetuningSchedule("full"), changes, max_epochs=2)
     made.fit(Foreign(AdamW), Batches(), val_loader(), ckpt_path=saved, weights_only=True)

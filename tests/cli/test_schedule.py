@@ -51,7 +51,9 @@ def write(content: dict[str, Any], path: str = "config.yaml") -> str:
 
 
 def test_a_table_and_a_picture_and_nothing_else(run) -> None:
-    code, out, err = run("schedule", write(config(PHASES)), "--plot", "schedule.png", "--trainer.max_epochs=5")
+    content = config(PHASES)
+    content["trainer"]["callbacks"] += [{"class_path": "ModelCheckpoint"}, {"class_path": "LearningRateFinder"}]
+    code, out, err = run("schedule", write(content), "--plot", "schedule.png", "--trainer.max_epochs=5")
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0] == "5 epochs of 4 optimizer steps, 20 in all"
@@ -93,9 +95,10 @@ def test_what_is_told_is_what_fit_logs(run) -> None:
         (config("full", callbacks=None), [], "no FinetuningSchedule.*callbacks.phases=gradual"),
         (config("full"), ["--trainer.devices=2"], "3 epochs of 2 optimizer steps on 2 processes, 6 in all"),
         (config("full"), ["--trainer.accelerator=gpu", "--trainer.devices=0,1"], "steps on 2 processes"),
+        (config("full"), ["--gpus=2"], "3 epochs of 2 optimizer steps on 2 processes, 6 in all"),
         (config("full"), ["--trainer.max_steps=5"], "3 epochs of 4 optimizer steps, 5 in all"),
     ],
-    ids=["plateau scheduler", "metric", "unreached", "no schedule", "devices", "no such devices", "steps"],
+    ids=["plateau scheduler", "metric", "unreached", "no schedule", "devices", "no such devices", "gpus", "steps"],
 )
 def test_what_cannot_be_known_or_may_not_be_meant_is_told(run, content: Any, words: list[str], told: str) -> None:
     code, out, err = run("schedule", write(content), *words)

@@ -1,13 +1,26 @@
-"""The preset `from_scratch` beside other callbacks, and what it can know of a module's weights."""
+"""What contradicts a schedule in the other callbacks of a run, or in their absence."""
 
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transfer.callbacks.weight_loading import WeightLoading
+from lit_transfer.schedule import refuse_without_schedule
 
-__all__ = ["check_scratch"]
+__all__ = ["check_scratch", "refuse_lost_schedule"]
+
+
+def refuse_lost_schedule(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Refuse a fit that goes on without the schedule that the checkpoint's run had.
+
+    Raises:
+        ValueError: With what to add.
+    """
+    if trainer.state.fn == TrainerFn.FITTING:
+        settings: Any = trainer  # Lightning does not annotate what its connectors set
+        refuse_without_schedule(checkpoint.get("callbacks", {}), [c.state_key for c in settings.callbacks])
 
 
 def check_scratch(trainer: Trainer, module: LightningModule) -> None:
