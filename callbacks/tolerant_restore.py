@@ -11,8 +11,8 @@ from lit_transfer.callbacks._checkpoint_io import install, uninstall
 from lit_transfer.callbacks._lightning_checkpoint import count_steps
 from lit_transfer.callbacks._optimizer_states import parameter_names
 from lit_transfer.callbacks._reading import Reading, read_for
-from lit_transfer.callbacks._resume_state import ExactResume
 from lit_transfer.callbacks._refusals import refuse_lost_schedule
+from lit_transfer.callbacks._resume_state import ExactResume
 from lit_transfer.callbacks._sharded import fill_sharded, reads_by_itself, take_over, withdraw
 from lit_transfer.callbacks._signals import SaveOnSignal
 from lit_transfer.restore import ENTRY
