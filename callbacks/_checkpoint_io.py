@@ -58,7 +58,8 @@ class CheckedIO(CheckpointIO):
         """
         if _is_local_file_protocol(path) and Path(path).is_file():
             path = str(_whole(Path(path)))
-        if self.read is not None:
+        ours = "://" not in str(path) or str(path).startswith(("http://", "https://", "hf://"))
+        if self.read is not None and ours:  # other stores only fsspec knows
             return self.read(self.inner, str(path), weights_only)
         options = {} if map_location is None else {"map_location": map_location}
         return self.inner.load_checkpoint(path, weights_only=weights_only, **options)
