@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_transfer.callbacks._resume_state import ExactResume
+from lit_transfer.callbacks import TolerantRestore
 from lit_transfer.data import ResumableLoader
 
 EPOCHS = 3
@@ -62,13 +62,14 @@ def fit(
     loader: Callable[[], Any] = lambda: ResumableLoader(Noisy(), 8),
     averaging: Callable[[], Callback] | None = None,
     seed: int = 1,
+    grace: float = 60.0,
     **options: Any,
 ) -> dict[str, Any]:
     """Fit, and return everything that a checkpoint at the end would hold."""
     made = module()
     torch.manual_seed(seed)  # a run that goes on must not depend on it
     extra = [averaging()] if averaging else []
-    run = trainer(ExactResume(), *extra, *callbacks, **{"max_epochs": EPOCHS, **options})
+    run = trainer(TolerantRestore(grace=grace), *extra, *callbacks, **{"max_epochs": EPOCHS, **options})
     run.fit(made, loader(), validation(), ckpt_path=ckpt_path)
     return run._checkpoint_connector.dump_checkpoint()
 

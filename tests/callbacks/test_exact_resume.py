@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
         "accumulate_grad_batches": 3,
         "max_epochs": 2,
     },
-    "a scheduler that goes by a metric": {"module": Plateau},
+    "a scheduler that goes by a metric": {"module": Plateau, "max_epochs": 2},
     "no validation, a scheduler over the run": {"module": Length, "limit_val_batches": 0},
     "workers": {
         "loader": lambda: ResumableLoader(Noisy(), 8, num_workers=2, persistent_workers=True),

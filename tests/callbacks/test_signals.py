@@ -16,8 +16,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from lit_transfer.callbacks._signals import SaveOnSignal
-
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -38,7 +36,7 @@ def interrupted(where: Path, *callbacks: Callback, **options: Any) -> SystemExit
     before = [signal.getsignal(number) for number in SIGNALS]
     saving = ModelCheckpoint(where, filename="{step}", every_n_epochs=1)
     with pytest.raises(SystemExit) as stopped:
-        fit(SaveOnSignal(), *callbacks, saving, enable_checkpointing=True, **options)
+        fit(*callbacks, saving, enable_checkpointing=True, **options)
     assert [signal.getsignal(number) for number in SIGNALS] == before
     return stopped.value
 
@@ -67,7 +65,7 @@ def test_the_run_is_saved_and_ends_like_the_uninterrupted_one(
     seen = torch.load(path, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
     allowed = 2 if "accumulate_grad_batches" in options or "averaging" in options else 1
     assert seen <= place[0] * 4 + place[1] + allowed
-    resumed = fit(SaveOnSignal(), ckpt_path=path, seed=7, **options)
+    resumed = fit(ckpt_path=path, seed=7, **options)
     found = [place for place in differences(whole, resumed) if "val_loop.batch_progress" not in place]
     assert not found
 
@@ -76,7 +74,7 @@ def test_last_finds_it(tmp_path: Path) -> None:
     interrupted(tmp_path, Send("on_train_batch_start", 1, 2))
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_epochs=1)
     with pytest.warns(UserWarning, match="exists and is not empty"):
-        resumed = fit(SaveOnSignal(), saving, ckpt_path="last", seed=5, enable_checkpointing=True)  # type: ignore[arg-type]
+        resumed = fit(saving, ckpt_path="last", seed=5, enable_checkpointing=True)  # type: ignore[arg-type]
     assert not list(differences(fit()["state_dict"], resumed["state_dict"]))
 
 
@@ -93,7 +91,7 @@ def test_the_users_own_handlers_are_left_in_place(tmp_path: Path) -> None:
 
 def test_a_fit_that_nobody_interrupts_gives_the_handlers_back_too() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    fit(SaveOnSignal(), max_epochs=1)
+    fit(max_epochs=1)
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
@@ -106,7 +104,7 @@ class Stuck(Foreign):
 def test_where_no_safe_point_comes_within_the_grace_time_the_process_ends_all_the_same(tmp_path: Path) -> None:
     def stuck() -> None:
         with (tmp_path / "err").open("w") as sys.stderr:
-            fit(SaveOnSignal(grace=0.2), module=Stuck)
+            fit(grace=0.2, module=Stuck)
 
     assert in_child(stuck) == 75
     assert "No batch ended within 0.2 s" in (tmp_path / "err").read_text()
@@ -125,5 +123,5 @@ def test_a_slurm_job_is_requeued_at_the_safe_point(tmp_path: Path, monkeypatch: 
     assert stopped.code == 75
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     whole = fit(plugins=[SLURMEnvironment()])
-    resumed = fit(SaveOnSignal(), ckpt_path=tmp_path / "hpc_ckpt_1.ckpt", seed=3, **options)
+    resumed = fit(ckpt_path=tmp_path / "hpc_ckpt_1.ckpt", seed=3, **options)
     assert not [place for place in differences(whole, resumed) if "val_loop.batch_progress" not in place]
