@@ -1,5 +1,6 @@
 """How the commands about checkpoints print: tables that fit a terminal, are good in a pipe, and obey no file."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from io import StringIO
 
@@ -12,13 +13,18 @@ _PIPE_COLUMNS = 100
 
 def show(*parts: Table | str) -> None:
     """Print tables and lines, as wide as the terminal or 100 columns in a pipe, without blanks at the ends of lines."""
-    terminal = Console()
+    terminal = Console(force_jupyter=False)
     width = terminal.width if terminal.is_terminal else _PIPE_COLUMNS
     text = StringIO()
-    console = Console(file=text, width=width, color_system=None, highlight=False, markup=False, emoji=False)
+    # In a notebook rich would write HTML past the file; the commands print text wherever they run.
+    console = Console(
+        file=text, width=width, force_jupyter=False, color_system=None, highlight=False, markup=False, emoji=False
+    )
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str))
-    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+    lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    encoding = sys.stdout.encoding or "utf-8"
+    print(lines.encode(encoding, "replace").decode(encoding))
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = ()) -> Table:
