@@ -25,4 +25,6 @@ class CommandParser(argparse.ArgumentParser):
         if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             choices = re.findall(r"[\w-]+", wrong.group(2))
             message = f"{message}.{nearest(wrong.group(1), choices)}"
+        elif wrong := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            message = f"{message}.{nearest(wrong.group(1), self._option_string_actions)}"
         raise ValueError(message)

@@ -67,8 +67,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--to",
         metavar="NAME",
-        help="write what torchvision's or timm's own model loads with strict=True, classifier included: resnet18, "
-        "timm/convnext_tiny, or upstream for the backbone that the checkpoint tells of",
+        help="write what upstream's own model loads with strict=True, classifier included; NAME is resnet18, "
+        "timm/convnext_tiny and so on, or torchvision, timm or upstream for the one that the checkpoint tells of",
     )
     add_model_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
@@ -107,13 +107,23 @@ def _upstream(checkpoint: Checkpoint, arguments: Namespace) -> tuple[Mapping[str
     """The state dict of the upstream model with the file's values, and where they come from in words."""
     if arguments.strip or arguments.include or arguments.exclude:
         raise ValueError("--to finds the names by itself: it does not go with --strip, --include or --exclude")
-    name = backbone_of(checkpoint, arguments.key, "--to") if arguments.to == "upstream" else arguments.to
+    name = _named(checkpoint, arguments.to, arguments.key)
     plan = _plan(checkpoint, name, arguments)
     state: OrderedDict[str, Any] = OrderedDict((entry.name, _unchanged(entry, plan)) for entry in plan.entries)
     state._metadata = plan.metadata  # type: ignore[attr-defined]  # where torch keeps the modules' versions
     place = f"{plan.key!r} of {checkpoint.name}" if plan.key else checkpoint.name
     notes = "".join(f"; {note}" for note in (*plan.notes, *_other_answers(plan)))
     return state, f"{place} as {name} ({plan.edit}{notes})"
+
+
+def _named(checkpoint: Checkpoint, to: str, key: str | None) -> str:
+    """The backbone that `--to` means: upstream, torchvision and timm leave it to the file to name one."""
+    if to not in ("upstream", "torchvision", "timm"):
+        return to
+    name = backbone_of(checkpoint, key, "--to")
+    if to == ("torchvision" if name.startswith("timm/") else "timm"):
+        raise ValueError(f"--to {to}: {checkpoint.name} holds a {name}: write --to upstream, or the name of another")
+    return name
 
 
 def _other_answers(plan: Plan) -> Iterator[str]:

@@ -120,7 +120,8 @@ def test_one_channel_and_a_dropout_before_the_head(run) -> None:
 def test_a_backbone_of_timm(run) -> None:
     module = ImageClassifier("timm/resnet10t", weights=None, num_classes=4, input_size=32)
     checkpoint_of(module, "own.ckpt")
-    assert run("convert", "own.ckpt", "plain.pth", "--to", "upstream")[0] == 0
+    assert "holds a timm/resnet10t" in run("convert", "own.ckpt", "plain.pth", "--to", "torchvision")[2]
+    assert run("convert", "own.ckpt", "plain.pth", "--to", "timm")[0] == 0
     model = timm.create_model("resnet10t", num_classes=4)
     model.load_state_dict(torch.load("plain.pth"), strict=True)
     images = torch.rand(2, 3, 32, 32)
@@ -169,6 +170,7 @@ def test_old_names_become_those_of_today(run) -> None:
         (["net.pth", "new.pth", "--strip", "module"], ["--strip module", "0.weight and 6 more of 7"]),
         (["net.pth", "new.pth", "--key", "ema"], ["ema"]),
         (["net.pth", "new.pth", "--include", "2"], ["--include '2' matches no tensor"]),
+        (["net.pth", "new.pth", "--stripe", "module"], ["--stripe", "Nearest: --strip"]),
         (["net.pth", "new.pth", "--dtype", "float8"], ["float8", "float16"]),
         (["net.pth", "new.pth", "--to", "upstream"], ["give --to NAME"]),
         (["net.pth", "new.pth", "--to", "resnet18"], ["does not fill resnet18", "0 of 102 tensors match"]),
