@@ -67,27 +67,20 @@ def by_name(
     Raises:
         WeightsError: Moments have another shape than their parameter, or which parameter they belong to is not clear.
     """
-    groups = [group for optimizer in optimizers for group in optimizer["param_groups"]]
-    keys = [
-        [(number, key) for key in group["params"]] for number, o in enumerate(optimizers) for group in o["param_groups"]
-    ]
-    states = {
-        (i, key): state
-        for i, o in enumerate(optimizers)
-        for key, state in o["state"].items()
-        if isinstance(state, dict)
-    }
-    families = {family_of(group) for group in groups}
-    family = families.pop() if len(families) == 1 else ""
+    numbered = [(number, group) for number, state in enumerate(optimizers) for group in state["param_groups"]]
+    groups = [group for _, group in numbered]
     options = tuple({k: plain_value(v, []) for k, v in group.items() if k not in _OWN} for group in groups)
-    if not family:
+    families = {family_of(group) for group in groups}
+    if len(families) != 1 or "" in families:
         return NamedState("", {}, {}, options)
+    keys = [[(number, key) for key in group["params"]] for number, group in numbered]
+    states = {key: optimizers[key[0]]["state"].get(key[1]) or {} for key in chain(*keys)}
+    shapes = {key: shape for key, state in states.items() if (shape := _shape(key[1], state)) is not None}
     order = order or _recorded(groups, names)
-    shapes = {key: shape for key in chain(*keys) if (shape := _shape(key, states.get(key, {}))) is not None}
     found = _in_given_order(keys, shapes, names, order) if order else assign(keys, shapes, names)
     of_group = {key: number for number, group in enumerate(keys) for key in group}
     return NamedState(
-        family,
+        families.pop(),
         {name: states[key] for key, name in found.items() if key in shapes},
         {name: of_group[key] for key, name in found.items()},
         options,
@@ -146,7 +139,7 @@ def is_as_saved(
     groups, theirs = optimizer.param_groups, saved["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in theirs]:
         return False
-    if recorded is not None and [[names.get(id(p)) for p in group["params"]] for group in groups] != list(recorded):
+    if recorded is not None and [[names.get(id(p), "") for p in group["params"]] for group in groups] != list(recorded):
         return False
     return all(_group_fits(saved["state"], old, group) for group, old in zip(groups, theirs, strict=True))
 

@@ -1,5 +1,6 @@
 """A foreign training checkpoint as a plain value: weights, counters, scores, and moments by parameter name."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -130,12 +131,22 @@ def _named(
     everyone = dict(model.named_parameters(remove_duplicate=False))
     ours = {e.source: first[id(everyone[e.name])] for e in plan.of("load") if e.source and e.name in everyone}
     buffers = {entry.source for entry in plan.entries if entry.source and entry.name not in everyone}
-    recorded = [name for optimizer in contents.names or () for group in optimizer for name in group]
     theirs = _parameters(checkpoint, plan.key, buffers)
+    recorded = [name for optimizer in contents.names or () for group in optimizer for name in group]
+    if not all(name in theirs or not name for name in recorded):
+        recorded = []  # FSDP2 takes the names of wrappers out of the weights, and not out of the parameters
     try:
+        _require_names(order or (), theirs)
         return by_name(contents.optimizers, theirs, order=order or recorded or None).renamed(ours)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.name}: {error}") from None
+
+
+def _require_names(order: Sequence[str], names: Mapping[str, Shape]) -> None:
+    for name in order:
+        if name not in names:
+            near = ", ".join(difflib.get_close_matches(name, names, n=3)) or f"they begin with {next(iter(names), '')}"
+            raise WeightsError(f"parameter_names: {name!r} is none of the file's weights. Nearest: {near}")
 
 
 def _parameters(checkpoint: Checkpoint, key: str, buffers: set[str]) -> dict[str, Shape]:

@@ -277,3 +277,17 @@ def test_the_courses_twins_into_a_plain_and_a_wrapped_module(real: Path, name: s
         trainer(1, TolerantRestore()).validate(module, loader(), ckpt_path=path, verbose=False)
         expected = torch.load(path, weights_only=True, map_location="cpu").values()
         assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), expected, strict=True))
+
+
+def test_a_classifier_whose_rows_are_put_in_another_order_has_fresh_moments(own: Path, tmp_path: Path) -> None:
+    weights = torch.load(own, weights_only=True)["state_dict"]
+    named = {name.replace("net.", "net.module."): value for name, value in weights.items()}
+    hparams = {"class_names": ["ant", "bee", "wasp"]}
+    file = changed(
+        own, tmp_path / "classes.ckpt", state_dict=named, hyper_parameters=hparams, lit_transfer_restore=None
+    )
+    module = Foreign("adamw")
+    module.class_names = ["wasp", "ant", "bee"]  # type: ignore[assignment]  # as modules of this library have it
+    with pytest.warns(UserWarning, match=r"fresh moments for net.3.weight, net.3.bias\."):
+        trainer(2, TolerantRestore()).fit(module, loader(), loader(), ckpt_path=file)
+    assert torch.equal(module.net[3].bias, weights["net.3.bias"][[2, 0, 1]])

@@ -20,7 +20,7 @@ def keys_of(groups: list[list[str]]) -> tuple[list[list[tuple[int, int]]], dict[
     return [[next(positions) for _ in group] for group in groups], truth
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(shapes=st.lists(SHAPES, min_size=1, max_size=9), data=st.data())
 def test_groups_in_the_models_order_are_named_rightly_or_refused(shapes: list[tuple[int, ...]], data: Any) -> None:
     """Any split into groups, any parameters left out of the optimizer or without moments."""
@@ -50,11 +50,13 @@ def test_shapes_that_occur_once_need_no_order(data: Any) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(shapes=st.lists(SHAPES, min_size=1, max_size=8))
-def test_one_group_of_all_parameters_is_never_ambiguous(shapes: list[tuple[int, ...]]) -> None:
+@given(shapes=st.lists(SHAPES, min_size=1, max_size=8), data=st.data())
+def test_one_group_of_all_parameters_is_never_ambiguous(shapes: list[tuple[int, ...]], data: Any) -> None:
+    """Frozen ones, which have no moments, among them."""
     names = {f"p{i}": shape for i, shape in enumerate(shapes)}
     keys, truth = keys_of([list(names)])
-    assert assign(keys, {key: names[name] for key, name in truth.items()}, names) == truth
+    trained = {key: name for key, name in truth.items() if data.draw(st.booleans())}
+    assert assign(keys, {key: names[name] for key, name in trained.items()}, names) == trained
 
 
 @settings(deadline=None, max_examples=100)
@@ -81,14 +83,14 @@ def test_equal_blocks_in_two_groups_are_refused_with_what_mends_it() -> None:
 
 
 def test_decay_and_no_decay_groups_of_a_deep_network_are_told_apart() -> None:
-    names = {f"{i}.{leaf}": shape for i in range(60) for leaf, shape in (("weight", (8, 8)), ("bias", (8,)))}
+    names = {f"{i}.{leaf}": shape for i in range(200) for leaf, shape in (("weight", (8, 8)), ("bias", (8,)))}
     keys, truth = keys_of([[n for n in names if n.endswith("weight")], [n for n in names if n.endswith("bias")]])
     assert assign(keys, {key: names[name] for key, name in truth.items()}, names) == truth
 
 
 def test_many_groups_of_equal_blocks_are_refused_in_time() -> None:
-    names = {f"{i}.{leaf}": shape for i in range(40) for leaf, shape in (("weight", (8, 8)), ("bias", (8,)))}
-    keys, truth = keys_of([[f"{i}.weight", f"{i}.bias"] for i in range(40)])
+    names = {f"{i}.{leaf}": shape for i in range(25) for leaf, shape in (("weight", (8, 8)), ("bias", (8,)))}
+    keys, truth = keys_of([[f"{i}.weight", f"{i}.bias"] for i in range(25)])
     with pytest.raises(WeightsError, match="several ways"):
         assign(keys, {key: names[name] for key, name in truth.items()}, names)
 

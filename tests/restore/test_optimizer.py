@@ -1,6 +1,7 @@
 """States of optimizers by parameter name, into other groups than those they were saved from."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ def split(network: nn.Module, places: list[int]) -> list[dict[str, Any]]:
 PLACES = st.lists(st.integers(0, 2), min_size=8, max_size=8)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(kind=st.sampled_from(sorted(MAKERS)), old=PLACES, new=PLACES)
 def test_any_groups_into_any_others_step_alike(kind: str, old: list[int], new: list[int]) -> None:
     """Every shape occurs once but those of the three biases and weights of size 4 and 5, which the order tells."""
@@ -129,7 +130,9 @@ def test_a_given_order_decides_and_is_checked() -> None:
 
 def test_options_come_from_the_file_unless_this_runs_groups_differ() -> None:
     old, new = net(), net()
-    saved = by_name([SGD(old.parameters(), lr=0.003, momentum=0.8, weight_decay=0.1).state_dict()], shapes(old))
+    saved = by_name(
+        [SGD(old.parameters(), lr=0.003, momentum=0.8, weight_decay=0.1, foreach=False).state_dict()], shapes(old)
+    )
     parameters = list(new.parameters())
     groups = [{"params": parameters[:6], "lr": 1e-4}, {"params": parameters[6:], "lr": 1e-2}]
     (state,), told = for_optimizers(saved, [SGD(groups, momentum=0.9, foreach=True)], ids(new))
@@ -269,6 +272,23 @@ def test_a_scheduler_goes_on_in_other_groups(kind: str) -> None:
         group["lr"] = optimizer.param_groups[lr == 1.0]["lr"]
         group["initial_lr"] = lr
     assert advance(fresh, 4) == [[b, a, a] for a, b in advance(scheduler, 4)]
+
+
+def test_rates_in_which_this_runs_groups_differ_stay_with_the_scheduler_too() -> None:
+    old, new = net(), list(net().parameters())
+    saved = StepLR(SGD(old.parameters(), lr=0.5), 2).state_dict()
+    own = StepLR(SGD([{"params": new[:6], "lr": 0.1}, {"params": new[6:], "lr": 1.0}]), 2).state_dict()
+    state = for_scheduler(saved, own, [0, 0], 1)
+    assert state is not None
+    assert state["base_lrs"] == [0.1, 1.0]
+
+
+def test_milestones_stay_a_counter() -> None:
+    optimizer = SGD(net().parameters(), lr=0.1)
+    saved = MultiStepLR(optimizer, [2, 4]).state_dict()
+    state = for_scheduler({**saved, "milestones": dict(saved["milestones"])}, saved, [0], 1)
+    assert state is not None
+    assert type(state["milestones"]) is Counter
 
 
 def test_the_state_of_another_scheduler_is_not_taken() -> None:

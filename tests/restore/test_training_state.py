@@ -172,8 +172,8 @@ def test_a_classifier_of_another_name_is_the_head(tmp_path: Path) -> None:
 
 def test_tied_parameters_have_their_moments_once(tmp_path: Path) -> None:
     def tied() -> nn.Module:
-        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
-        model[2].weight = model[0].weight
+        model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 2))
+        model[1].weight = model[0].weight
         return model
 
     old = tied()
@@ -193,6 +193,20 @@ def test_a_file_of_another_model_and_moments_of_another_model_are_refused(tmp_pa
     assert read_training_state(nn.Linear(3, 4), tmp_path / "file.pth", optimizer="fresh").optimizer is None
     with pytest.raises(WeightsError, match="does not fit"):
         read_training_state(nn.Bilinear(3, 3, 4), tmp_path / "file.pth")
+
+
+def test_a_given_order_names_the_files_weights(tmp_path: Path) -> None:
+    old = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    optimizer = trained(old, SGD([old[1].weight, old[0].weight], lr=0.1, momentum=0.9), torch.ones(2, 3))
+    weights = {f"module.{name}": value for name, value in old.state_dict().items()}
+    torch.save({"model": weights, "optimizer": optimizer.state_dict()}, tmp_path / "file.pth")
+    names = ["module.1.weight", "module.0.weight"]
+    state = read_training_state(old, tmp_path / "file.pth", parameter_names=names)
+    assert state.optimizer is not None
+    moments = state.optimizer.states["1.weight"]["momentum_buffer"].read()
+    assert torch.equal(moments, optimizer.state[old[1].weight]["momentum_buffer"])
+    with pytest.raises(WeightsError, match=r"'module.2.weight' is none of .*Nearest: module.1.weight"):
+        read_training_state(old, tmp_path / "file.pth", parameter_names=["module.2.weight", "module.0.weight"])
 
 
 def test_what_lightning_may_take_as_it_is(tmp_path: Path) -> None:
