@@ -72,9 +72,10 @@ def _typed_tensor(storage: TypedStorage, offset: Any, shape: Any, stride: Any, d
 def _of_subclass(function: Any, kind: Any, args: Any, state: Any) -> Any:
     builder = BUILDERS.get(function.name) if isinstance(function, Global) else None
     made = builder(*args) if builder and isinstance(args, tuple) else StandIn("tensor subclass", (kind, args))
-    local = state.get("_local_tensor") if isinstance(state, dict) else None
-    if isinstance(made, UnreadTensor) and isinstance(local, FileTensor) and local.shape == made.shape:
-        return local  # a DTensor of which this file has all
+    for part in state if isinstance(state, tuple) else (state,):  # (__dict__, slots)
+        local = part.get("_local_tensor") if isinstance(part, dict) else None
+        if isinstance(made, UnreadTensor) and isinstance(local, FileTensor) and local.shape == made.shape:
+            return local  # a DTensor of which this file has all
     return made
 
 

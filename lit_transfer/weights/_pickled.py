@@ -47,8 +47,8 @@ class ArrayTensor:
         return "cpu"
 
     def place(self) -> object:
-        """A value that is equal for two arrays of the same memory."""
-        return (self.array.__array_interface__["data"][0], self.dtype, self.shape, self.array.strides)
+        """A value that is equal for one array under two names."""
+        return id(self.array)
 
     def read(self, map_location: MapLocation = None) -> Tensor:
         """A copy in this machine's byte order and row-major, where `map_location` puts it."""

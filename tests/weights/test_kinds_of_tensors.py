@@ -51,6 +51,14 @@ def test_arrays_fill_a_model_from_a_file_and_from_memory(tmp_path: Path) -> None
     assert open_checkpoint(tmp_path / "f.safetensors").read()["weight"].equal(source.weight)
 
 
+def test_one_array_under_two_names_is_stored_once(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random(10_000)
+    torch.save({"a": array, "b": array}, tmp_path / "f")
+    for given in (open_checkpoint(tmp_path / "f"), open_checkpoint({"a": array, "b": array})):
+        path = save_weights(given.state_dict(), tmp_path / "out.pth")
+        assert array.nbytes < path.stat().st_size < 1.2 * array.nbytes
+
+
 def test_a_numpy_scalar_has_the_byte_order_that_it_was_written_in(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1), "little": np.float32(1.5), "big": np.array([1.5], ">f4")[0]}, tmp_path / "f")
     root = open_checkpoint(tmp_path / "f").root

@@ -61,6 +61,7 @@ def test_a_sharded_model_is_filled_after_it_was_run(gloo: DeviceMesh, saved: tup
     images = torch.rand(3, 4)
     model(images)  # and its parameters stay gathered until a backward pass
     load_weights(model, path)
+    model.reshard()  # what was written into the gathered copies would be lost now
     torch.testing.assert_close(model(images), source(images))
 
 
@@ -72,24 +73,49 @@ def test_a_sharded_model_keeps_a_head_of_other_classes(gloo: DeviceMesh, saved: 
     assert torch.equal(model[0].weight.full_tensor(), saved[0][0].weight)
 
 
-@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()])
-def test_the_second_of_two_processes_gets_its_own_part(saved: tuple[nn.Sequential, Path], placement: Any) -> None:
-    """The process group is a fake of two: whatever were sent would not arrive."""
-    source, path = saved
+@pytest.fixture
+def second_of_two() -> Iterator[DeviceMesh]:
+    """A fake process group of two: whatever were sent would not arrive."""
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
-    try:
-        mesh = init_device_mesh("cpu", (2,))
+    yield init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()])
+def test_each_process_gets_its_own_part(
+    second_of_two: DeviceMesh, saved: tuple[nn.Sequential, Path], placement: Any, meta: bool
+) -> None:
+    source, path = saved
+    with torch.device("meta" if meta else "cpu"):
         model = network()
-        for layer in (model[0], model[2]):
-            layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [placement], src_data_rank=None))
-        load_weights(model, path)
-        for name in ("0.weight", "2.weight"):
-            whole = source.get_parameter(name)
-            chunks = (whole, whole) if placement == Replicate() else whole.chunk(2, placement.dim)
-            assert torch.equal(model.get_parameter(name).to_local(), chunks[1])
-        assert torch.equal(model[0].bias, source[0].bias)
-    finally:
-        dist.destroy_process_group()
+    for layer in (model[0], model[2]):
+        shards = distribute_tensor(layer.weight.detach(), second_of_two, [placement], src_data_rank=None)
+        layer.weight = nn.Parameter(shards)
+    load_weights(model, path)
+    for name in ("0.weight", "2.weight"):
+        whole, local = source.get_parameter(name), model.get_parameter(name).to_local()
+        chunks = (whole, whole) if placement == Replicate() else whole.chunk(2, placement.dim)
+        assert torch.equal(local, chunks[1])
+        assert not meta or local.untyped_storage().nbytes() == local.nbytes  # not a view of the whole
+    assert torch.equal(model[0].bias, source[0].bias)
+
+
+def test_a_file_of_one_process_shards_is_told(second_of_two: DeviceMesh, tmp_path: Path) -> None:
+    shard = distribute_tensor(torch.rand(5, 4), second_of_two, [Shard(0)], src_data_rank=None)
+    torch.save({"0.weight": shard, "0.bias": torch.rand(5)}, tmp_path / "f")
+    with pytest.raises(WeightsError, match=r"0\.weight \(it is one process' part .*full_state_dict=True"):
+        load_weights(nn.Sequential(nn.Linear(4, 5)), tmp_path / "f")
+    with pytest.raises(WeightsError, match=r"0\.weight \(it is a tensor of class DTensor\)"):
+        load_weights(nn.Sequential(nn.Linear(4, 5)), {"0.weight": shard, "0.bias": torch.rand(5)})
+
+
+def test_a_file_of_a_sharded_model_that_is_whole_is_read(gloo: DeviceMesh, tmp_path: Path) -> None:
+    source = fully_shard(network(), mesh=gloo)
+    torch.save(source.state_dict(), tmp_path / "f")
+    model = network()
+    load_weights(model, tmp_path / "f")
+    assert torch.equal(model[0].weight, source[0].weight.full_tensor())
 
 
 def test_a_refused_file_leaves_a_sharded_model_alone(gloo: DeviceMesh, saved: tuple[nn.Sequential, Path]) -> None:
