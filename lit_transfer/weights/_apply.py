@@ -104,9 +104,7 @@ def _shard(name: str, value: Tensor, slot: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     try:
-        whole = value.to(slot.dtype)
-        shard = distribute_tensor(whole, slot.device_mesh, slot.placements, src_data_rank=None)
-        return shard.clone()  # else it would keep the whole alive
+        return distribute_tensor(value.to(slot.dtype), slot.device_mesh, slot.placements, src_data_rank=None)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise WeightsError(f"{name} is sharded as {slot.placements}, which cannot be filled: {error}") from error
 
