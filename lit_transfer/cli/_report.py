@@ -21,7 +21,8 @@ def print_report(trainer: Trainer, module: LightningModule) -> None:
 
 
 def _left_behind(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:
-    best = _best(trainer)
+    kept = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]  # type: ignore[attr-defined]  # set by its connector
+    best = kept[0] if kept else None
     if best is not None:
         score = best.best_model_score
         told = "" if score is None else f"  ({best.monitor} {float(score):.4f})"
@@ -38,7 +39,8 @@ def _left_behind(trainer: Trainer, module: LightningModule) -> Iterator[tuple[st
         yield "config", f"{_short(folder / 'config.yaml')}  (lit-transfer fit --config FILE runs it again)"
     if best is not None:
         # A run that goes on from a file by hand may end without an epoch that was better than what the file reached.
-        path = best.last_model_path if read_saved(best.best_model_path) is None else best.best_model_path
+        paths = [path for callback in kept for path in (callback.best_model_path, callback.last_model_path) if path]
+        path = next((path for path in paths if read_saved(path) is not None), best.best_model_path)
         yield "next", f"lit-transfer predict {_short(path)} PHOTOS -o out.csv"
 
 
@@ -90,11 +92,6 @@ def plot_confusion(matrix: Tensor, class_names: list[str] | None, picture: Path)
     metric.plot(matrix, ax=figure.subplots(), add_text=len(matrix) <= 30, labels=class_names)
     figure.savefig(picture, dpi=120)
     return picture
-
-
-def _best(trainer: Trainer) -> ModelCheckpoint | None:
-    kept = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]  # type: ignore[attr-defined]  # set by its connector
-    return kept[0] if kept else None
 
 
 def _short(path: str | Path) -> str:

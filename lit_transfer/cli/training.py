@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -25,6 +25,7 @@ from lit_transfer.cli._errors import in_words
 from lit_transfer.cli._gpus import trainer_devices
 from lit_transfer.cli._noise import quiet_lightning
 from lit_transfer.cli._report import print_report
+from lit_transfer.cli._resume import as_loggers, find_checkpoint, keep_log
 from lit_transfer.modules import read_saved
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -46,6 +47,10 @@ class TransferCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make the image classifier and the folder of images the defaults, and add what is no class's argument."""
         parser.add_argument("--gpus", type=PositiveInt | None, help="Train on this many GPUs: the emptiest ones.")
+        resume = (
+            "auto: fit goes on from the newest whole checkpoint of the newest run in the log's folder, if there is one."
+        )
+        parser.add_argument("--resume", type=Literal["auto"] | None, help=resume)
         parser.set_defaults(
             {
                 "model": {"class_path": "lit_transfer.modules.ImageClassifier"},
@@ -65,6 +70,11 @@ class TransferCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise ValueError(in_words(str(error), self._vocabulary(args[0]))) from None
+        chosen = self.config[args[0]]
+        # A config file that is saved with the run must start one of its own.
+        self._resume, chosen["resume"] = chosen.get("resume") is not None, None
+        if self._resume and (args[0] != "fit" or chosen.get("ckpt_path") is not None):
+            raise ValueError("--resume auto chooses what fit goes on from: leave it out, or --ckpt_path, or use fit.")
 
     def _vocabulary(self, command: str) -> set[str]:
         """Collect the names that a user may have meant: options, arguments of our classes, and the classes."""
@@ -88,10 +98,20 @@ class TransferCLI(LightningCLI):
             callbacks.append(TolerantRestore())
         if self.subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
-            callbacks.append(ModelCheckpoint(monitor=monitor, mode=mode, filename="best", save_last=True))
+            # Two of them: the one for the best writes its `last` only after an epoch that was the best.
+            callbacks.append(ModelCheckpoint(monitor=monitor, mode=mode, filename="best"))
+            callbacks.append(ModelCheckpoint(filename="last", enable_version_counter=False))
         kwargs["callbacks"] = callbacks
         kwargs |= trainer_devices(self._get(self.config_init, "gpus"), given)
-        return super().instantiate_trainer(**kwargs)
+        if not self._resume:
+            return super().instantiate_trainer(**kwargs)
+        found = find_checkpoint(as_loggers(given.get("logger")), callbacks, given.get("default_root_dir"))
+        self.config_init[self.subcommand]["ckpt_path"] = found
+        self.save_config_kwargs["overwrite"] = True  # the config of the run that goes on
+        trainer = super().instantiate_trainer(**kwargs)
+        if found is not None:
+            keep_log(trainer, found)
+        return trainer
 
     def after_fit(self) -> None:
         """Say what was left where, and what to do next."""
@@ -161,6 +181,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command with `argv`, whose first word is its name."""
     if argv[0] != "fit":  # a checkpoint is only measured: that its callbacks are missing does not matter
         warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
     run_cli(TransferCLI, argv)
 
 
