@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from resumable import Foreign, LeNet, Twin, by_hand, gap, loader, net, train, trainer
 from torch import nn
 
@@ -291,3 +292,15 @@ def test_a_classifier_whose_rows_are_put_in_another_order_has_fresh_moments(own:
     with pytest.warns(UserWarning, match=r"fresh moments for net.3.weight, net.3.bias\."):
         trainer(2, TolerantRestore()).fit(module, loader(), loader(), ckpt_path=file)
     assert torch.equal(module.net[3].bias, weights["net.3.bias"][[2, 0, 1]])
+
+
+def test_a_gradient_scaler_goes_on_where_this_run_scales_too(file: Path) -> None:
+    scale = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scale.scale(torch.ones(1))
+    by_hand(file, "sgd", scaler=scale.state_dict())
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    trainer(4, TolerantRestore(), plugins=[plugin]).fit(Foreign(), loader(), loader(), ckpt_path=file)
+    assert plugin.scaler is not None
+    assert plugin.scaler.get_scale() == 1024  # torch begins with 65536
+    with pytest.warns(UserWarning, match="the gradient scaler: this run has none"):
+        trainer(4, TolerantRestore()).fit(Foreign(), loader(), loader(), ckpt_path=file)
