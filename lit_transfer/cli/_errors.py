@@ -62,6 +62,8 @@ def in_words(message: str, known: Iterable[str]) -> str:
         return f"--{key}.{found[1]} is no option.{nearest(found[1], known)}"
     if found := re.search(r"nrecognized arguments: (--)?([\w.]+)", message):
         return f"{found[1] or ''}{found[2]} is no option.{nearest(found[2], known)}"
+    if found := re.search(r"the following arguments are required: ([\w, ]+?)(?:\s+-|\s*$)", message):
+        return f"{' and '.join(f'--{key}.{name}' for name in found[1].split(', '))} must be given."
     wanted = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(Literal\[.*?\]))", message)
     types = dict.fromkeys(name or literal for name, literal in wanted if name != "NoneType")
     got = re.search(r"Given value: (\S+)", message)
