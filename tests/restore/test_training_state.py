@@ -168,6 +168,8 @@ def test_a_classifier_of_another_name_is_the_head(tmp_path: Path) -> None:
     assert "head.weight, head.bias are the file's fc.weight, fc.bias" in str(state)
     assert torch.equal(state.weights(model)["head.weight"], upstream.fc.weight)
     assert read_training_state(Headed(3), tmp_path / "file.pth").fresh == ("head.weight", "head.bias")
+    model.head = nn.Linear(4, 2, bias=False)  # the file's classifier would lose its bias
+    assert read_training_state(model, tmp_path / "file.pth").fresh == ("head.weight",)
 
 
 def test_tied_parameters_have_their_moments_once(tmp_path: Path) -> None:
