@@ -1,5 +1,7 @@
 """Runs that are interrupted everywhere and go on: a small network with dropout, random augmentation, every counter."""
 
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,24 @@ from lit_transfer.callbacks import TolerantRestore
 from lit_transfer.data import ResumableLoader
 
 EPOCHS = 3
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
+PHASES: list[Any] = [  # one change at an epoch's start, one in its middle
+    {"train": "head"},
+    {"at": {"epoch": 1}, "train": ["head", "encoder.2"]},
+    {"at": {"step": 5}, "train": "all"},
+]
+OPTIMIZERS: dict[str, Any] = {"SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9), "AdamW": torch.optim.AdamW}
 
 
-class Noisy(Dataset[tuple[Tensor, Tensor]]):
-    """Images with augmentation at random; 26 of them."""
+class Noisy(Dataset[tuple[Tensor, Tensor, int]]):
+    """Images with augmentation at random, their classes and numbers; 26 of them."""
 
     def __len__(self) -> int:
         return 26
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         image = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(index))
-        return image + torch.rand(1), torch.tensor(index % 3)
+        return image + torch.rand(1), torch.tensor(index % 3), index
 
 
 class SaveEverywhere(Callback):
@@ -37,8 +46,8 @@ class SaveEverywhere(Callback):
         trainer.save_checkpoint(self.folder / f"epoch {trainer.current_epoch} batch {idx}.ckpt")
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *rest: Any) -> None:
-        if not trainer.sanity_checking:
-            where = f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx} amid validation {rest[1]}"
+        if not trainer.sanity_checking and rest[1] == 0:
+            where = f"epoch {trainer.current_epoch} batch {trainer.fit_loop.batch_idx} amid validation"
             trainer.save_checkpoint(self.folder / f"{where}.ckpt")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -48,6 +57,16 @@ class SaveEverywhere(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.save_checkpoint(self.folder / f"epoch {trainer.current_epoch} end.ckpt")
+
+
+class Seen(Callback):
+    """The numbers of the samples that this process trained on in each epoch."""
+
+    def __init__(self) -> None:
+        self.samples: dict[int, list[int]] = defaultdict(list)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.samples[trainer.current_epoch] += batch[2].tolist()
 
 
 def validation() -> DataLoader[Any]:
@@ -60,15 +79,15 @@ def fit(
     ckpt_path: Path | None = None,
     module: Callable[[], LightningModule] = Foreign,
     loader: Callable[[], Any] = lambda: ResumableLoader(Noisy(), 8),
-    averaging: Callable[[], Callback] | None = None,
+    beside: Callable[[], Callback] | None = None,
     seed: int = 1,
     grace: float = 60.0,
     **options: Any,
 ) -> dict[str, Any]:
     """Fit, and return everything that a checkpoint at the end would hold."""
     made = module()
-    torch.manual_seed(seed)  # a run that goes on must not depend on it
-    extra = [averaging()] if averaging else []
+    torch.manual_seed(seed + 100 * RANK)  # a run that goes on must not depend on it
+    extra = [beside()] if beside else []
     run = trainer(TolerantRestore(grace=grace), *extra, *callbacks, **{"max_epochs": EPOCHS, **options})
     run.fit(made, loader(), validation(), ckpt_path=ckpt_path)
     return run._checkpoint_connector.dump_checkpoint()

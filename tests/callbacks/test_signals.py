@@ -49,7 +49,7 @@ def interrupted(where: Path, *callbacks: Callback, **options: Any) -> SystemExit
         ("on_validation_batch_start", (0, 3), signal.SIGTERM, {"limit_val_batches": 2}),
         ("on_before_optimizer_step", (1, 3), signal.SIGTERM, {"limit_val_batches": 0}),
         ("on_train_batch_start", (1, 0), signal.SIGUSR1, {"accumulate_grad_batches": 2, "val_check_interval": 2}),
-        ("on_validation_batch_start", (0, 3), signal.SIGTERM, {"averaging": lambda: EMAWeightAveraging(decay=0.5)}),
+        ("on_validation_batch_start", (0, 3), signal.SIGTERM, {"beside": lambda: EMAWeightAveraging(decay=0.5)}),
     ],
     ids=["mid-epoch", "last batch", "amid validation", "no validation", "open window", "averaged weights in place"],
 )
@@ -63,7 +63,7 @@ def test_the_run_is_saved_and_ends_like_the_uninterrupted_one(
     assert f"saved in {path}" in caplog.text
     assert signal.Signals(number).name in caplog.text
     seen = torch.load(path, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
-    allowed = 2 if "accumulate_grad_batches" in options or "averaging" in options else 1
+    allowed = 2 if "accumulate_grad_batches" in options or "beside" in options else 1
     assert seen <= place[0] * 4 + place[1] + allowed
     resumed = fit(ckpt_path=path, seed=7, **options)
     found = [place for place in differences(whole, resumed) if "val_loop.batch_progress" not in place]
