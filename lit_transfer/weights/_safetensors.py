@@ -5,6 +5,7 @@ Source: the format section of the safetensors README (little endian, row-major, 
 
 import json
 import math
+from itertools import pairwise
 from typing import IO, Any
 
 import torch
@@ -49,6 +50,7 @@ def read_safetensors(file: SourceFile) -> Content:
         root.attributes.update({key: value for key, value in metadata.items() if isinstance(value, str)})
     for name, entry in header.items():
         root[name] = _tensor(name, entry, file, 8 + length)
+    _require_apart(header, file)
     # Tied tensors, as safetensors' save_model writes them: name -> the name that was kept.
     tied = {name: kept for name, kept in root.attributes.items() if name not in header and kept in header}
     root.update({name: root[kept] for name, kept in tied.items()})
@@ -91,6 +93,14 @@ def _tensor(name: str, entry: Any, file: SourceFile, start: int) -> FileTensor:
         return position
 
     return FileTensor(Storage(file, last - first, locate), dtype, shape, _strides(shape))
+
+
+def _require_apart(header: dict[str, Any], file: SourceFile) -> None:
+    """Raise a WeightsError if two tensors share bytes: ties are told in the metadata."""
+    places = sorted((*entry["data_offsets"], name) for name, entry in header.items())
+    for (_, end, name), (first, _, other) in pairwise(places):
+        if first < end:
+            raise WeightsError(f"{file.path}: {name!r} and {other!r} overlap: damaged")
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

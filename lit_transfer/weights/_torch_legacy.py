@@ -53,6 +53,8 @@ class _LegacyStorages:
         if not isinstance(keys, list):
             raise WeightsError(f"{self.file.path}: the list of storages is damaged")
         for key in map(str, keys):
+            if key in self.starts:
+                raise WeightsError(f"{self.file.path}: storage {key} is listed twice: damaged")
             if key not in self.sizes:
                 raise WeightsError(f"{self.file.path}: storage {key} is listed and never used: damaged")
             count, width = self.sizes[key]

@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import json
+import pickle
 import struct
 import tarfile
 import zipfile
@@ -128,6 +129,25 @@ def test_safetensors(tmp_path: Path, name: str) -> None:
         data = u64(len(header)) + header + b"\0" * 16
     (tmp_path / "f").write_bytes(data)
     refuses_or_is_empty(tmp_path / "f")
+
+
+def test_tensors_of_safetensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": [i, i + 8]} for i, name in ((0, "a"), (4, "b"))}
+    header = json.dumps(entries).encode()
+    (tmp_path / "f").write_bytes(u64(len(header)) + header + b"\0" * 12)
+    with pytest.raises(WeightsError, match="'a' and 'b' overlap"):
+        open_checkpoint(tmp_path / "f")
+
+
+def test_a_legacy_storage_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "f", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "f").read_bytes()
+    keys = data.rindex(b"\x80\x02]")  # the list of the storages' keys, and then their bytes
+    (key,) = pickle.loads(data[keys:])
+    storage = data[len(data) - 24 :]
+    (tmp_path / "f").write_bytes(data[:keys] + pickle.dumps([key, key], 2) + storage + storage)
+    with pytest.raises(WeightsError, match="listed twice"):
+        open_checkpoint(tmp_path / "f")
 
 
 def test_tar_files(tmp_path: Path, legacy_tar: Callable[..., None]) -> None:
