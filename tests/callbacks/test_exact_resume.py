@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from exact_runs import OPTIMIZERS, PHASES, Noisy, SaveEverywhere, differences, fit
-from foreign_module import Foreign
+from exact_runs import OPTIMIZERS, PHASES, Noisy, SaveEverywhere, differences, fit, validation
+from foreign_module import Foreign, trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.tuner import Tuner
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from lit_transfer.callbacks import FinetuningSchedule
-from lit_transfer.data import ResumableLoader
+from lit_transfer.callbacks import FinetuningSchedule, TolerantRestore
+from lit_transfer.data import DigitsData, ResumableLoader
+from lit_transfer.modules import ImageClassifier
 
 
 class Plateau(Foreign):
@@ -125,3 +128,42 @@ def test_a_stateful_loader_of_torchdata_resumes_everywhere(tmp_path: Path) -> No
     found = resumed_differences(tmp_path, whole, **options)
     assert len(found) >= 10
     assert not any(place for places in found.values() for place in places if "combined_loader" not in place), found
+
+
+def test_our_modules_and_data_with_workers_and_augmentation(tmp_path: Path) -> None:
+    """Squeezenet at 32 pixels, batches of 8, two workers; the module asks for the length of the run."""
+
+    def run(*callbacks: Callback, ckpt_path: Path | None = None, seed: int = 1) -> dict[str, Any]:
+        torch.manual_seed(0)
+        module = ImageClassifier("squeezenet1_1", weights=None, input_size=32, dropout=0.5)
+        torch.manual_seed(seed)
+        data = DigitsData([0, 1], 16, batch_size=8, num_workers=2)
+        made = trainer(TolerantRestore(), *callbacks, max_epochs=2)
+        made.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        return made._checkpoint_connector.dump_checkpoint()
+
+    whole = run(SaveEverywhere(tmp_path))
+    for name in ("epoch 0 batch 1", "epoch 0 batch 3"):
+        found = list(differences(whole, run(ckpt_path=tmp_path / f"{name}.ckpt", seed=5)))
+        assert not [place for place in found if "val_loop.batch_progress" not in place], name
+
+
+class Found(Foreign):
+    """Has what Lightning's finders set."""
+
+    lr, batch_size = 0.1, 2
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Noisy(), self.batch_size)
+
+    def val_dataloader(self) -> Any:
+        return validation()
+
+
+@pytest.mark.parametrize("finder", ["lr_find", "scale_batch_size"])
+def test_lightnings_finders_work_beside_it(finder: str, tmp_path: Path) -> None:
+    module, made = Found(), trainer(TolerantRestore(), folder=tmp_path, max_epochs=1)
+    options = {"num_training": 4, "min_lr": 1e-4} if finder == "lr_find" else {"steps_per_trial": 1, "max_trials": 2}
+    getattr(Tuner(made), finder)(module, **options)
+    made.fit(module)
+    assert made.current_epoch == 1
