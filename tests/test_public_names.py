@@ -23,7 +23,7 @@ PUBLIC = {
         "trace_stages",
         "unfreeze",
     ],
-    "lit_transfer.callbacks": ["FinetuningSchedule", "TolerantRestore", "WeightLoading"],
+    "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "TolerantRestore", "WeightLoading"],
     "lit_transfer.data": ["DigitsData", "ImageFolderData"],
     "lit_transfer.modules": ["ImageClassifier", "TransferModule"],
 }

@@ -201,13 +201,16 @@ def first_tensor(args: Any, kwargs: Any) -> Tensor:
     return found
 
 
-def outline_of(run: Callable[[], object], backbone: nn.Module, boundary: Boundary) -> Outline:
+def outline_of(run: Callable[[], object], backbone: nn.Module, boundary: Boundary) -> tuple[Outline, Tensor, Tensor]:
     """Run to the boundary once and note what crosses it.
 
     Args:
         run: Calls the backbone on a real batch, with gradients on.
         backbone: The backbone.
         boundary: The cut.
+
+    Returns:
+        What was seen, what the backbone took, and the feature.
 
     Raises:
         TypeError: What crosses is no single tensor.
@@ -235,7 +238,8 @@ def outline_of(run: Callable[[], object], backbone: nn.Module, boundary: Boundar
     skipped = {name: _skipped(name, seen[name], image.shape[0]) for name in boundary.before if name in seen}
     strides = feature.stride()
     layout = sorted(range(feature.ndim), key=lambda dimension: -strides[dimension])
-    return Outline(tuple(image.shape[1:]), tuple(feature.shape[1:]), feature.dtype, tuple(layout), skipped)
+    outline = Outline(tuple(image.shape[1:]), tuple(feature.shape[1:]), feature.dtype, tuple(layout), skipped)
+    return outline, image, feature
 
 
 def _note(seen: dict[str, Any], name: str, module: nn.Module, args: Any, output: Any) -> None:

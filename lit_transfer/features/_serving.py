@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,21 +17,30 @@ __all__ = ["Serving"]
 class Serving:
     """Makes a backbone take features where it took images, until `remove`.
 
-    A batch of the shape `outline.carried` is a feature: the boundary's unit gives it, and the units before it give
-    dummies of the right shape, so that the code around them runs as ever. Any other batch runs as before. Forwards are
-    replaced on the instances: parameters, names and hooks stay, and a deep copy of the module serves itself.
+    A batch of the shape in which an outline carries features is one: the boundary's unit gives it, and the units before
+    it give dummies of the right shape, so that the code around them runs as ever. Any other batch runs as before.
+    Forwards are replaced on the instances: parameters, names and hooks stay, and a deep copy of the module serves
+    itself.
     """
 
     def __init__(self, backbone: nn.Module, boundary: Boundary, outline: Outline) -> None:
-        self.outline = outline
-        self._feature: list[Tensor] = []  # what is being served, while the backbone runs
-        self._forwards: list[_Forward] = [_Backbone(backbone, self._feature, outline, whole=not boundary.unit)]
-        if boundary.unit:
-            units = [(backbone.get_submodule(name), dummy) for name, dummy in outline.skipped.items()]
-            units.append((backbone.get_submodule(boundary.unit), None))
-            self._forwards += [_Unit(module, self._feature, dummy) for module, dummy in units]
+        """Start to serve.
+
+        Args:
+            backbone: The backbone, whose front is frozen.
+            boundary: Where that ends.
+            outline: What crosses there.
+        """
+        self._outlines, served = [outline], _Served()
+        self._forwards: list[_Forward] = [_Backbone(backbone, served, self._outlines, whole=not boundary.unit)]
+        for name, module in boundary.units(backbone) if boundary.unit else ():
+            self._forwards.append(_Unit(module, served, None if name == boundary.unit else name))
         for forward in self._forwards:
             forward.module.__dict__["forward"] = forward
+
+    def add(self, outline: Outline) -> None:
+        """Serve features of another shape too, such as those of larger images."""
+        self._outlines.append(outline)
 
     def remove(self) -> None:
         """Give every module its own forward back."""
@@ -40,11 +49,19 @@ class Serving:
         self._forwards = []
 
 
+@dataclass
+class _Served:
+    """What is being served while the backbone runs."""
+
+    feature: Tensor | None = None
+    outline: Outline | None = None
+
+
 class _Forward:
     """In the place of one module's forward."""
 
-    def __init__(self, module: nn.Module, feature: list[Tensor]) -> None:
-        self.module, self.feature = module, feature
+    def __init__(self, module: nn.Module, served: _Served) -> None:
+        self.module, self.served = module, served
         self.replaced: Callable[..., Any] | None = module.__dict__.get("forward")
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,38 +77,36 @@ class _Forward:
 
 
 class _Backbone(_Forward):
-    def __init__(self, module: nn.Module, feature: list[Tensor], outline: Outline, *, whole: bool) -> None:
-        super().__init__(module, feature)
-        self.outline, self.whole = outline, whole
+    def __init__(self, module: nn.Module, served: _Served, outlines: list[Outline], *, whole: bool) -> None:
+        super().__init__(module, served)
+        self.outlines, self.whole = outlines, whole
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = first_tensor(args, kwargs)
-        if tuple(given.shape[1:]) != self.outline.carried:
+        outline = next((one for one in self.outlines if tuple(given.shape[1:]) == one.carried), None)
+        if outline is None:
             return self.original(*args, **kwargs)
-        feature = self.outline.restored(given)
+        feature = outline.restored(given)
         if self.whole:
             return feature
-        image = Dummy(self.outline.image, given.dtype).like(given)
+        image = Dummy(outline.image, given.dtype).like(given)
         args, kwargs = tree_map_only(Tensor, lambda t: image if t is given else t, (args, kwargs))
-        with self._served(feature):
-            return self.original(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def _served(self, feature: Tensor) -> Iterator[None]:
-        self.feature.append(feature)
+        self.served.feature, self.served.outline = feature, outline
         try:
-            yield
+            return self.original(*args, **kwargs)
         finally:
-            self.feature.pop()
+            self.served.feature = self.served.outline = None
 
 
 class _Unit(_Forward):
-    def __init__(self, module: nn.Module, feature: list[Tensor], dummy: Any) -> None:
-        super().__init__(module, feature)
-        self.dummy = dummy
+    def __init__(self, module: nn.Module, served: _Served, skipped: str | None) -> None:
+        super().__init__(module, served)
+        self.skipped = skipped
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.feature:
+        feature, outline = self.served.feature, self.served.outline
+        if feature is None or outline is None:
             return self.original(*args, **kwargs)
-        feature = self.feature[-1]
-        return feature if self.dummy is None else tree_map_only(Dummy, lambda d: d.like(feature), self.dummy)
+        if self.skipped is None:
+            return feature
+        return tree_map_only(Dummy, lambda dummy: dummy.like(feature), outline.skipped[self.skipped])

@@ -73,8 +73,8 @@ def test_a_served_feature_gives_the_output_of_the_image_bit_for_bit_and_nothing_
     given = images.contiguous(memory_format=layout)
     boundary = find_boundary(net)
     assert boundary is not None
-    outline = outline_of(lambda: net(given), net, boundary)
-    _, feature = run_until(lambda: net(given), net, net.get_submodule(boundary.unit))
+    outline, taken, feature = outline_of(lambda: net(given), net, boundary)
+    assert taken is given
     direct, state = net(given), {name: value.clone() for name, value in net.state_dict().items()}
     serving = Serving(net, boundary, outline)
     carried = feature.contiguous().view(len(feature), *outline.carried)
@@ -87,12 +87,26 @@ def test_a_served_feature_gives_the_output_of_the_image_bit_for_bit_and_nothing_
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
+def test_features_of_several_shapes_are_served_side_by_side(images: Tensor) -> None:
+    net = frozen(Net(), "stem")
+    boundary = find_boundary(net)
+    assert boundary is not None
+    larger = torch.randn(2, 3, 12, 10)
+    small, large = (outline_of(lambda x=x: net(x), net, boundary) for x in (images, larger))
+    expected = net(images), net(larger)
+    serving = Serving(net, boundary, small[0])
+    serving.add(large[0])
+    assert torch.equal(net(small[2]), expected[0])
+    assert torch.equal(net(large[2]), expected[1])
+    serving.remove()
+
+
 def test_serving_goes_along_with_a_deep_copy(images: Tensor) -> None:
     net = frozen(Net(), "stem")
     boundary = find_boundary(net)
     assert boundary is not None
-    _, feature = run_until(lambda: net(images), net, net.norm)
-    serving = Serving(net, boundary, outline_of(lambda: net(images), net, boundary))
+    outline, _, feature = outline_of(lambda: net(images), net, boundary)
+    serving = Serving(net, boundary, outline)
     twin = copy.deepcopy(net)
     with torch.no_grad():
         net.three.weight.zero_()
@@ -106,8 +120,7 @@ def test_what_crosses_beside_the_feature_shows_even_where_it_is_multiplied_by_ze
     net = frozen(Net(skip=True), "stem", "stage1")
     boundary = find_boundary(net)
     assert boundary is not None
-    outline = outline_of(lambda: net(images), net, boundary)
-    _, feature = run_until(lambda: net(images), net, net.two)
+    outline, _, feature = outline_of(lambda: net(images), net, boundary)
     serving = Serving(net, boundary, outline)
     assert net(feature).isnan().all()
     serving.remove()
@@ -118,9 +131,8 @@ def test_a_feature_of_an_images_own_shape_is_carried_in_another() -> None:
     freeze(net, "0")
     boundary = Boundary("0", (), ("stem",))
     x = torch.randn(3, 6)
-    outline = outline_of(lambda: net(x), net, boundary)
+    outline, _, feature = outline_of(lambda: net(x), net, boundary)
     assert outline.carried == (1, 6)
-    _, feature = run_until(lambda: net(x), net, net[0])
     serving = Serving(net, boundary, outline)
     assert torch.equal(net(feature.view(3, 1, 6)), net(x))
     serving.remove()
@@ -194,9 +206,7 @@ def test_every_boundary_of_real_architectures_serves_bit_for_bit(name: str) -> N
             freeze(backbone, [stage.name for stage in stages[:count]])
             boundary = find_boundary(backbone)
             assert boundary is not None
-            outline = outline_of(lambda: backbone(images), backbone, boundary)
-            unit = backbone.get_submodule(boundary.unit)
-            _, feature = run_until(lambda: backbone(images), backbone, unit)
+            outline, _, feature = outline_of(lambda: backbone(images), backbone, boundary)
             serving = Serving(backbone, boundary, outline)
             assert torch.equal(backbone(feature.contiguous().view(2, *outline.carried)), direct), boundary
             serving.remove()

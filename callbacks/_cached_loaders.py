@@ -1,0 +1,235 @@
+"""A fit's loaders with other datasets in them. Lightning has no public way to them: its private parts are used here.
+
+Where they come from: loops/fit_loop.py, loops/evaluation_loop.py and trainer/connectors/data_connector.py of Lightning
+2.6. A loop asks its `_data_source` for loaders when it needs them, which for the training is as early as
+`configure_optimizers` (`estimated_stepping_batches`), and else after the loops' state was restored.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset
+
+from lit_transfer.features import CachedSamples
+from lit_transfer.restore import capture_random_state, restore_random_state
+
+__all__ = ["CachedLoaders", "MakeDataset", "Split", "with_attributes"]
+
+Split = Literal["train", "val"]
+MakeDataset = Callable[[Split, int, DataLoader[Any]], "Dataset[Any] | None"]
+"""For a split, the number of the loader in it and the loader: the dataset to put in, or None to leave it as it is."""
+
+
+def with_attributes(loader: DataLoader[Any], **values: Any) -> DataLoader[Any]:
+    """Copy a loader with other attributes and no iterator; torch refuses to set most of them after `__init__`."""
+    made = copy.copy(loader)
+    for name, value in {**values, "_iterator": None}.items():
+        object.__setattr__(made, name, value)
+    if "dataset" in values:
+        _replace_saved(made, loader.dataset, values["dataset"])
+    return made
+
+
+def _replace_saved(loader: Any, old: object, new: object) -> None:
+    """Replace the dataset in the arguments that Lightning notes to make a loader again with a distributed sampler."""
+    noted = vars(loader)
+    if "__pl_saved_args" in noted:
+        noted["__pl_saved_args"] = tuple(new if value is old else value for value in noted["__pl_saved_args"])
+        kept = noted["__pl_saved_kwargs"]
+        noted["__pl_saved_kwargs"] = {name: new if value is old else value for name, value in kept.items()}
+        noted["__dataset"] = new
+
+
+class _Source(_DataLoaderSource):
+    """Gives what the source that it stands for gives, with datasets replaced; asks that one only once at a time."""
+
+    def __init__(self, owner: "CachedLoaders", source: _DataLoaderSource, split: Split) -> None:
+        super().__init__(source.instance, source.name)
+        self.owner, self.replaced, self.split = owner, source, split
+        self.early: Any = None  # what was given before the fit began, and is asked for again
+        self.random: list[Any] = []
+
+    def dataloader(self) -> Any:
+        if not self.owner.begun:
+            self.early = super().dataloader()
+            self.random = self.owner.random_state(self.early)
+            return tree_map_only(DataLoader, _without_workers, self.early)
+        if self.early is None:
+            loaders = self.owner.replace(self.split, super().dataloader())
+            self.random = self.owner.random_state(loaders)
+            return loaders
+        early, self.early = self.early, None
+        loaders = self.owner.replace(self.split, early)
+        self.owner.rewind(self.random, undo=not self.owner.only_seeded(self.random, early))
+        return loaders
+
+
+class CachedLoaders:
+    """Puts datasets of one's own into the loaders of a fit when Lightning asks for these, and takes them out again.
+
+    Samplers, collate functions, workers and classes of the loaders stay, and so does every random number that the
+    training draws.
+
+    Attributes:
+        begun: Whether loaders that are asked for get their dataset by now.
+    """
+
+    def __init__(self, trainer: Trainer, make: MakeDataset) -> None:
+        """Stand between the loops and what they get their loaders from.
+
+        Args:
+            trainer: The trainer that fits.
+            make: Makes the datasets. What it draws at random is undone.
+        """
+        self.begun = False
+        self._trainer, self._make = trainer, make
+        self._now: dict[str, Any] | None = None
+        self._sources: list[tuple[Any, _Source]] = []
+        for loop, split in ((trainer.fit_loop, "train"), (trainer.fit_loop.epoch_loop.val_loop, "val")):
+            source = _Source(self, loop._data_source, cast("Split", split))
+            loop._data_source = source
+            self._sources.append((loop, source))
+
+    @property
+    def _train(self) -> _Source:
+        return self._sources[0][1]
+
+    def begin(self) -> None:
+        """Start to replace: to be called when weights are there. Loaders that exist already are asked for again."""
+        self.begun, loop = True, self._trainer.fit_loop
+        if loop._data_fetcher is not None:
+            loop._data_fetcher.teardown()
+            loop._data_fetcher = None
+        loop._combined_loader = None
+
+    def replace(self, split: Split, loaders: Any) -> Any:
+        """Give the loaders with their datasets replaced.
+
+        Raises:
+            ValueError: They are no DataLoaders over datasets that are asked by index, or several for the training.
+        """
+        if isinstance(loaders, CombinedLoader) or any(not isinstance(one, DataLoader) for one in _flat(loaders)):
+            raise ValueError(
+                f"FeatureCaching needs torch's DataLoader over a dataset that is asked by index; the {split} loader is "
+                f"a {type(loaders).__name__}."
+            )
+        if split == "train" and len(_flat(loaders)) > 1:
+            raise ValueError("FeatureCaching takes one loader of training data; got several.")
+        state = self.random_state(loaders)
+        numbers = iter(range(len(_flat(loaders))))
+
+        def one(loader: DataLoader[Any]) -> DataLoader[Any]:
+            dataset = self._make(split, next(numbers), loader)
+            return loader if dataset is None else with_attributes(loader, dataset=dataset)
+
+        replaced = tree_map_only(DataLoader, one, loaders)
+        self._set_random_state(state)
+        return replaced
+
+    def random_state(self, loaders: Any) -> list[Any]:
+        """Give the state of all generators of this process, and of those that the loaders hold."""
+        own = [(generator, generator.get_state()) for loader in _flat(loaders) for generator in _generators(loader)]
+        return [capture_random_state(self._trainer.strategy.root_device), own]
+
+    def _set_random_state(self, state: list[Any]) -> None:
+        restore_random_state(state[0], self._trainer.strategy.root_device)
+        for generator, value in state[1]:
+            generator.set_state(value)
+
+    def only_seeded(self, state: list[Any], loaders: Any) -> bool:
+        """Return whether since a state no number was drawn but the seed that an iterator of each loader draws."""
+        now, later = self.random_state(loaders), torch.get_rng_state()
+        self._set_random_state(state)
+        for loader in _flat(loaders):
+            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        same = torch.equal(torch.get_rng_state(), later)
+        self._set_random_state(now)
+        return same
+
+    def rewind(self, state: list[Any], *, undo: bool) -> None:
+        """Let the iterator that is made anew draw what the first one drew; `settle` may undo it for what follows."""
+        self._now = capture_random_state(self._trainer.strategy.root_device) if undo else None
+        self._set_random_state(state)
+
+    def settle(self) -> None:
+        """Go on with the random numbers where the training stood, once the loops have made their iterators."""
+        if self._now is not None:
+            restore_random_state(self._now, self._trainer.strategy.root_device)
+            self._now = None
+
+    def stop(self) -> None:
+        """Give the loops loaders with the datasets of before, from the next epoch on; to be called at its start."""
+        started = [self._has_iterator(loop) for loop, _ in self._sources]
+        self._put_back()
+        loop = self._trainer.fit_loop
+        # As in the epoch loop, which makes a new iterator for each epoch but the first one and one that is resumed.
+        if self._trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
+            started[0] = False
+            if loop._data_fetcher is not None:
+                self.rewind(self._train.random, undo=True)
+                iter(loop._data_fetcher)
+                self.settle()
+        for (loop, _), runs in zip(self._sources, started, strict=True):
+            for loader in loop._combined_loader.flattened if runs else ():
+                self._start_workers(loader)
+
+    def _has_iterator(self, loop: Any) -> bool:
+        return loop._combined_loader is not None and any(
+            getattr(loader, "_iterator", None) is not None for loader in loop._combined_loader.flattened
+        )
+
+    def _start_workers(self, loader: Any) -> None:
+        """Make the iterator of persistent workers, which the loader already had: another one would draw a seed."""
+        if getattr(loader, "persistent_workers", False):
+            state = self.random_state(loader)
+            loader._iterator = loader._get_iterator()
+            self._set_random_state(state)
+
+    def remove(self) -> None:
+        """Leave everything as it was found."""
+        for loop, source in self._sources:
+            if loop._data_source is source:
+                loop._data_source = source.replaced
+        self._put_back()
+
+    def _put_back(self) -> None:
+        self._make = _nothing
+        for loop, _ in self._sources:
+            combined = loop._combined_loader
+            if combined is not None:
+                combined.flattened = [_as_before(loader) for loader in combined.flattened]
+
+
+def _without_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Copy a loader whose length is wanted and no batch: workers would begin to read some."""
+    none = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False}
+    return with_attributes(loader, **none, _DataLoader__multiprocessing_context=None)
+
+
+def _nothing(split: Split, number: int, loader: DataLoader[Any]) -> None:
+    return None
+
+
+def _as_before(loader: Any) -> Any:
+    dataset = getattr(loader, "dataset", None)
+    return with_attributes(loader, dataset=dataset.dataset) if isinstance(dataset, CachedSamples) else loader
+
+
+def _flat(loaders: Any) -> list[Any]:
+    if isinstance(loaders, dict):
+        return [one for value in loaders.values() for one in _flat(value)]
+    return [one for value in loaders for one in _flat(value)] if isinstance(loaders, list | tuple) else [loaders]
+
+
+def _generators(loader: Any) -> Iterator[torch.Generator]:
+    """Yield the generators of a loader and its samplers, each once."""
+    batches = getattr(loader, "batch_sampler", None)
+    holders = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    yield from {id(one): one for one in found if isinstance(one, torch.Generator)}.values()

@@ -1,0 +1,216 @@
+"""The dataset of cached features for a loader: found where an earlier run has made them, computed otherwise."""
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from lit_transfer.callbacks._cached_loaders import Split
+from lit_transfer.callbacks._feature_batches import Chosen, chunks
+from lit_transfer.callbacks._feature_checks import Seen, check_samples
+from lit_transfer.callbacks._feature_front import Front
+from lit_transfer.callbacks._feature_steps import Steps, seed_generators
+from lit_transfer.features import (
+    CachedSamples,
+    Entry,
+    Filling,
+    Layout,
+    Outline,
+    UnknownContentError,
+    fingerprint,
+    open_entry,
+    prepare,
+    run_until,
+)
+
+__all__ = ["ONE_RUN", "Options", "cached_samples"]
+
+T = TypeVar("T")
+ONE_RUN = "run-"  # begins the name of an entry that no other run can recognise
+# How far a stored feature may be from the one that is computed now, relative to the largest: other batch sizes change
+# the last bits of float32, and narrower numbers have fewer bits.
+_BOUNDS = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose: the arguments of FeatureCaching."""
+
+    views: int
+    dtype: str | None
+    fast: bool
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise ValueError(f"views must be at least 1, got {self.views}.")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {self.dtype!r}.")
+
+
+def cached_samples(
+    trainer: Trainer, front: Front, options: Options, split: Split, number: int, loader: DataLoader[Any]
+) -> tuple[CachedSamples, Outline]:
+    """Make the dataset that gives features for a loader's samples, once for all processes of the run.
+
+    Args:
+        trainer: The trainer that fits.
+        front: What is frozen.
+        options: What the user chose.
+        split: Which step takes the loader's batches.
+        number: Number of the loader among those of the split.
+        loader: The loader.
+
+    Returns:
+        The dataset, and what crosses the boundary.
+
+    Raises:
+        ValueError: Features in the place of images would not give what the images give; it says why and what to do.
+        OSError: The disk has not enough room.
+    """
+    name = f"{split} {number}" if number else split
+    steps = Steps(trainer, front.module, split, number)
+    with steps.ready():
+        chosen = Chosen(loader, name)
+        views = options.views if split == "train" else 1
+        seen = _together(trainer, lambda: check_samples(front, steps, chosen, name, views))
+        job = _Job(trainer, front, replace(options, views=seen.views), steps, chosen, seen, loader.dataset, name)
+        entry = job.found() or job.filled()
+    return CachedSamples(entry, loader.dataset, seen.structure, seen.image, seen.outline), seen.outline
+
+
+def _together(trainer: Trainer, action: Callable[[], T]) -> T:
+    """Do something in every process; where it fails in one, raise in all, for the others would wait for ever."""
+    error: Exception | None = None
+    try:
+        result = action()
+    except Exception as raised:
+        error = raised
+    if not trainer.strategy.reduce_boolean_decision(error is None, all=True):
+        raise error or RuntimeError("FeatureCaching failed in another process, which says why.")
+    return result
+
+
+@dataclass
+class _Job:
+    """The entry of the store for one loader: its name, whether its contents are right, and how they are made."""
+
+    trainer: Trainer
+    front: Front
+    options: Options
+    steps: Steps
+    chosen: Chosen
+    seen: Seen
+    dataset: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        chosen, outline = self.chosen, self.seen.outline
+        self.parts = chunks(chosen.length, chosen.batch_size, pad=not chosen.in_order)
+        dtype = self.options.dtype or str(outline.dtype).removeprefix("torch.")
+        views = self.options.views
+        self.layout = Layout(chosen.length * views, outline.feature, dtype, len(self.parts) * views)
+        # The first process finds the name; the others need not read weights and data for it.
+        self.key: str = self.trainer.strategy.broadcast(self._key() if self.trainer.is_global_zero else "")
+
+    def _key(self) -> str:
+        front, outline = self.front, self.seen.outline
+        units = [module for _, module in front.boundary.units(front.backbone)]
+        classes = {type(part) for unit in units for part in unit.modules()}
+        exact = [self.chosen.batch_size, self.chosen.in_order, torch.get_num_threads()]
+        try:
+            return fingerprint(
+                weights=front.state,
+                architecture=[front.boundary.unit, *map(repr, units), classes],
+                data=[self.dataset, self.chosen.by_epoch, self.seen.image],
+                outline=[outline.image, outline.feature, outline.layout, str(outline.dtype)],
+                stored=[self.layout.dtype, self.options.views],
+                run=[str(self.trainer.precision), self.trainer.strategy.root_device.type, torch.__version__],
+                exact=None if self.options.fast else exact,
+            )
+        except UnknownContentError as error:
+            rank_zero_info(f"FeatureCaching: the {self.name} features are kept for this run only: {error}")
+            return f"{ONE_RUN}{uuid.uuid4().hex}"
+
+    def found(self) -> Entry | None:
+        """Open the entry if a run has made it, unless it holds other features than the front gives now."""
+        trainer, entry = self.trainer, open_entry(self.options.folder, self.key)
+        if not trainer.strategy.reduce_boolean_decision(entry is not None, all=True) or entry is None:
+            return None
+        if trainer.strategy.reduce_boolean_decision(self._is_right(entry), all=True):
+            rank_zero_info(f"FeatureCaching: {self._told()}, found in {entry.path}.")
+            return entry
+        rank_zero_info(f"FeatureCaching: {entry.path} has other features than {self.front.where} gives: made anew.")
+        if trainer.is_global_zero:
+            shutil.rmtree(entry.path)
+        trainer.strategy.barrier("lit_transfer: stale features removed")
+        return None
+
+    def _is_right(self, entry: Entry) -> bool:
+        if self.options.views > 1:  # drawn at random: there is nothing to compare with
+            return True
+        stored = torch.stack([entry.feature(row) for row in self.seen.indices]).double()
+        expected = self.seen.features.cpu().double()
+        dtypes = self.layout.torch_dtype, self.seen.outline.dtype
+        bound = max(_BOUNDS.get(dtype, 1e-4) for dtype in dtypes) * float(expected.abs().max())
+        return bool((stored - expected).abs().max() <= bound)
+
+    def filled(self) -> Entry:
+        """Compute the features, in this process its share, and give the entry when all have theirs."""
+        start, strategy = time.monotonic(), self.trainer.strategy
+        _together(self.trainer, self._prepare)
+        filling = Filling(self.options.folder, self.key, self.trainer.global_rank)
+        mine = [n for n in filling.pending() if n % self.trainer.world_size == self.trainer.global_rank]
+        strategy.barrier("lit_transfer: batches shared out")
+        _together(self.trainer, lambda: self._fill(filling, mine))
+        _together(self.trainer, lambda: filling.finish() if self.trainer.is_global_zero else None)
+        rank_zero_info(f"FeatureCaching: {self.name} done in {time.monotonic() - start:.1f} s.")
+        entry = open_entry(self.options.folder, self.key)
+        if entry is None:
+            raise FileNotFoundError(
+                f"The features that all processes wrote are not in {self.options.folder} here: give FeatureCaching a "
+                "folder= that they share."
+            )
+        return entry
+
+    def _prepare(self) -> None:
+        if self.trainer.is_global_zero:
+            about = {"split": self.name, "module": type(self.front.module).__name__, "boundary": self.front.where}
+            done = prepare(self.options.folder, self.key, self.layout, {**about, "views": self.options.views})
+            goes_on = f"; {done:.0%} of it is there from before" if done else ""
+            rank_zero_info(
+                f"FeatureCaching: {self._told()}, {self.layout.size / 1e6:.1f} MB in {self.options.folder}{goes_on}."
+            )
+
+    def _fill(self, filling: Filling, mine: list[int]) -> None:
+        size, length = self.chosen.batch_size, self.chosen.length
+        places = [divmod(number, len(self.parts)) for number in mine]
+        batches = self.chosen(
+            [self.parts[part] for _, part in places],
+            # Another seed than that of an interrupted run, whose views would come again.
+            generator=seed_generators(mine[0] if mine else 0),
+            epochs=[view for view, _ in places],
+            structure=self.seen.structure,
+            image=self.seen.image,
+        )
+        try:
+            with torch.inference_mode():
+                for number, (view, part), (rests, batch) in zip(mine, places, batches, strict=True):
+                    feature = run_until(lambda: self.steps.run(batch), self.front.backbone, self.front.unit)[1]  # noqa: B023  # called at once
+                    rows = [view * length + index for index in range(part * size, min(part * size + size, length))]
+                    filling.write(number, rows, feature[: len(rows)], rests)
+        finally:
+            filling.close()
+
+    def _told(self) -> str:
+        views = f" in {self.options.views} views" if self.options.views > 1 else ""
+        shape = " x ".join(map(str, self.layout.shape))
+        return f"{self.name}: {self.chosen.length} samples{views}, {shape} {self.layout.dtype} at {self.front.where}"
