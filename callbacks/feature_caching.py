@@ -57,7 +57,7 @@ class FeatureCaching(Callback):
         self._loaders: CachedLoaders | None = None
         self._front: Front | None = None
         self._serving: Serving | None = None
-        self._for_this_run: set[Path] = set()
+        self._for_this_run: set[Path] = set()  # entries that no other run can recognise
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stand between the loops and their loaders.
@@ -70,13 +70,12 @@ class FeatureCaching(Callback):
             return
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise TypeError(
-                f"FeatureCaching works on one device and with DDP; {type(trainer.strategy).__name__} may shard the "
-                "backbone. Leave FeatureCaching out, or train with strategy='ddp'."
+                f"FeatureCaching works on one device and with strategy='ddp'; got {type(trainer.strategy).__name__}."
             )
         self._loaders = CachedLoaders(trainer, partial(self._dataset, trainer, pl_module))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have loaders that exist already asked for again."""
+        """Have loaders asked for again."""
         if self._loaders is not None:
             self._loaders.begin()
 
@@ -101,12 +100,12 @@ class FeatureCaching(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the random numbers of the training; look at the front, as a resumed run may be past it."""
-        if self._loaders is not None:
+        if self._loaders is not None and trainer.ckpt_path is None:  # what resumes puts its own numbers back
             self._loaders.settle()
-            self._look(trainer, pl_module)
+        self._look(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop where the front is not to stay as it is through this epoch."""
+        """Stop where the front does not stay as it is through this epoch."""
         self._look(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

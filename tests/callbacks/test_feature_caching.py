@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_transfer import freeze
-from lit_transfer.callbacks import FeatureCaching, FinetuningSchedule
+from lit_transfer.callbacks import FeatureCaching, FinetuningSchedule, TolerantRestore
 from lit_transfer.data import ImageFolderData
 from lit_transfer.features import list_entries
 from lit_transfer.modules import ImageClassifier
@@ -166,13 +166,15 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_as_without(
     assert all(furthest(ends[0], other) == 0 for other in ends[1:])
 
 
-def test_our_own_data_resumes_exactly_with_cached_features(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [True, False])
+def test_our_own_data_resumes_exactly_with_cached_features(last: bool, photos: Path, tmp_path: Path) -> None:
     def run(*callbacks: Callback, ckpt_path: Path | None = None) -> ImageClassifier:
-        torch.manual_seed(0)
-        module = ImageClassifier(nn.Sequential(*Module().encoder, nn.Linear(16, 7)), None)
+        torch.manual_seed(0 if ckpt_path is None else 1)
+        module = ImageClassifier(nn.Sequential(*Module().encoder, nn.Linear(16, 7)), None, head="mlp", dropout=0.2)
         data = ImageFolderData(photos, 4, augment="none", image_size=16, num_workers=0)
-        own = FeatureCaching(folder=tmp_path / "cache", fast=False)
-        trainer(probe(), own, *callbacks, folder=tmp_path).fit(module, data, ckpt_path=ckpt_path)
+        own = [probe(), FeatureCaching(folder=tmp_path / "cache", fast=False)]
+        listed = [*own, TolerantRestore()] if last else [TolerantRestore(), *own]
+        trainer(*listed, *callbacks, folder=tmp_path).fit(module, data, ckpt_path=ckpt_path, weights_only=True)
         return module
 
     whole = run(SaveAt(tmp_path / "mid.ckpt", 6))
