@@ -19,6 +19,7 @@ _COMMANDS = {
     "convert": ("convert", "Write the weights of a checkpoint in another format, under other names, or slimmed."),
     "diff": ("diff", "Compare two checkpoints tensor by tensor."),
     "backbones": ("backbones", "List backbones: size, input, and which pretrained weights exist."),
+    "cache": ("cache", "List or clear the features that FeatureCaching has stored."),
     "demo": ("demo", "Watch transfer learning work on handwritten digits; needs no network and under a minute."),
 }
 
