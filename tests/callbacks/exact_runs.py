@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from foreign_module import Foreign, trainer
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -82,12 +83,16 @@ def fit(
     beside: Callable[[], Callback] | None = None,
     seed: int = 1,
     grace: float = 60.0,
+    scaler: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Fit, and return everything that a checkpoint at the end would hold."""
     made = module()
     torch.manual_seed(seed + 100 * RANK)  # a run that goes on must not depend on it
     extra = [beside()] if beside else []
+    if scaler:  # its first step overflows and is skipped
+        scale = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=3)
+        options["plugins"] = [MixedPrecision("16-mixed", "cpu", scale)]
     run = trainer(TolerantRestore(grace=grace), *extra, *callbacks, **{"max_epochs": EPOCHS, **options})
     run.fit(made, loader(), validation(), ckpt_path=ckpt_path)
     return run._checkpoint_connector.dump_checkpoint()

@@ -38,7 +38,8 @@ class Length(Foreign):
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "validation within epochs, windows of accumulation": {
+    "validation within epochs, windows of accumulation, a gradient scaler": {
+        "scaler": True,
         "val_check_interval": 2,
         "accumulate_grad_batches": 3,
         "max_epochs": 2,
