@@ -77,8 +77,7 @@ def _whole(path: Path) -> Path:
     reason = damage(path)
     if reason is None:
         return path
-    others = [other for other in checkpoints_in(path.parent) if other.name != path.name]
-    before, wrong = first_whole(others)
+    before, wrong = first_whole(checkpoints_in(path.parent))
     if before is None or not path.name.startswith(ModelCheckpoint.CHECKPOINT_NAME_LAST):
         offer = f"{before} is whole: give it as ckpt_path" if before else "no other one in its folder is whole"
         raise WeightsError(f"the checkpoint {path} is damaged: {reason}; {offer}")

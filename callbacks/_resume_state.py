@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from lit_transfer.callbacks._loop_state import (
     end_of_epoch,
@@ -71,7 +72,7 @@ class ExactResume(Callback):
         amid = self._before_validation if self._validating else None
         mine: dict[str, Any] = {"random": amid or capture_random_state(trainer.strategy.root_device)}
         if is_open_window(trainer):
-            mine["gradients"] = {n: p.grad.cpu() for n, p in pl_module.named_parameters() if p.grad is not None}
+            mine["gradients"] = _gradients(pl_module)
         ranks: list[Any] = [mine]
         if distributed.is_available() and distributed.is_initialized():
             ranks = [None] * distributed.get_world_size()
@@ -117,6 +118,17 @@ class ExactResume(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let schedulers that go by a metric step after the resumed epoch too: Lightning leaves them out."""
         trainer.fit_loop._restarting = False
+
+
+def _gradients(module: LightningModule) -> dict[str, torch.Tensor]:
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    if any(isinstance(gradient, DTensor) for gradient in found.values()):
+        rank_zero_warn(
+            "A checkpoint is written amid a window of accumulation, whose gradients are sharded and are not saved: a "
+            "run that goes on from it does not end like the uninterrupted one. Save where a window ends."
+        )
+        return {}
+    return {name: gradient.cpu() for name, gradient in found.items()}
 
 
 def _tell_of_exchanged_weights(trainer: Trainer) -> None:

@@ -24,10 +24,10 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: a failure that is none of the progr
 class SaveOnSignal(Callback):
     """On SIGTERM or SIGUSR1 writes `last-interrupted.ckpt` and ends the process with exit code 75.
 
-    A safe point is where nothing is half-done: after a batch that no window of accumulation is open at, or amid a
-    validation, which then runs again. Lightning leaves its loops by SIGTERMException exactly there, once it is told of
-    a signal; so the handler only notes the signal, and the process tells Lightning in `on_train_batch_end`, where all
-    processes agree. The checkpoint is written in `on_exception`, after every other callback has finished the batch.
+    A safe point is after a batch that closes a window of accumulation, or amid a validation, which then runs again.
+    Lightning leaves its loops by SIGTERMException there, once it is told of a signal; so the handler only notes it, and
+    in `on_train_batch_end`, where all processes agree, Lightning is told. The checkpoint is written in `on_exception`:
+    by then every other callback has finished the batch.
 
     Lightning's own handler for SIGTERM runs collectives at whatever place the signal comes; it is replaced while the
     loop runs. Its handler that requeues a SLURM job is called at the safe point instead of at any place. A handler of
@@ -79,10 +79,8 @@ class SaveOnSignal(Callback):
 
     def _give_up(self) -> None:
         print(
-            f"No batch ended within {self.grace:g} s after the signal: ending without another checkpoint.",
-            file=sys.stderr,
+            f"No batch ended within {self.grace:g} s after the signal: nothing is saved.", file=sys.stderr, flush=True
         )
-        sys.stderr.flush()
         os._exit(EXIT_CODE)
 
     def _give_back(self) -> None:
@@ -102,8 +100,7 @@ class SaveOnSignal(Callback):
             return
         mine = self._received is not None
         self._agreed = trainer.strategy.reduce_boolean_decision(mine, all=False) if trainer.world_size > 1 else mine
-        if self._agreed:
-            trainer._signal_connector.received_sigterm = True
+        trainer._signal_connector.received_sigterm |= self._agreed
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not begin a validation: it might take longer than the scheduler waits."""
