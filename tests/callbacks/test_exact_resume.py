@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from lit_transfer.callbacks import FinetuningSchedule, TolerantRestore
-from lit_transfer.data import DigitsData, ResumableLoader
+from lit_transfer.data import DigitsData
 from lit_transfer.modules import ImageClassifier
 
 
@@ -54,10 +54,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "a scheduler that goes by a metric": {"module": Plateau, "max_epochs": 2},
     "no validation, a scheduler over the run": {"module": Length, "limit_val_batches": 0},
-    "workers": {
-        "loader": lambda: ResumableLoader(Noisy(), 8, num_workers=2, persistent_workers=True),
-        "max_epochs": 2,
-    },
 }
 
 
