@@ -28,6 +28,7 @@ class Seen:
         image: Which leaf of it is the image.
         outline: What crosses the boundary.
         indices: Which samples were run.
+        images: These samples as the backbone takes them, (len(indices), *outline.image).
         features: Their features, (len(indices), *outline.feature).
         views: How many views of each sample are worth keeping: 1 where nothing is random.
     """
@@ -36,6 +37,7 @@ class Seen:
     image: int
     outline: Outline
     indices: list[int]
+    images: Tensor
     features: Tensor
     views: int
 
@@ -105,7 +107,7 @@ def _look(
     again = run_until(lambda: steps.run(batch), front.backbone, front.unit)[1]
     if not torch.equal(feature, again):
         raise ValueError(f"{front.where} gives other features for the same images: something before it is random.")
-    return Seen(*found, outline, indices, feature.detach().clone(), views)
+    return Seen(*found, outline, indices, taken.detach().clone(), feature.detach().clone(), views)
 
 
 def _check_served(front: Front, steps: Steps, chosen: Chosen, samples: list[Any], batch: Any, seen: Seen) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_transfer.callbacks._cached_loaders import Split
@@ -25,6 +26,7 @@ from lit_transfer.features import (
     Layout,
     Outline,
     UnknownContentError,
+    WorkingCopy,
     fingerprint,
     open_entry,
     prepare,
@@ -35,9 +37,9 @@ __all__ = ["ONE_RUN", "Options", "cached_samples"]
 
 T = TypeVar("T")
 ONE_RUN = "run-"  # begins the name of an entry that no other run can recognise
-# How far a stored feature may be from the one that is computed now, relative to the largest: other batch sizes change
-# the last bits of float32, and narrower numbers have fewer bits.
-_BOUNDS = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# How far a stored feature may be from the one that the front gives, relative to the largest: a working copy and other
+# batch sizes change the last bits of float32, and narrower numbers have fewer.
+_BOUND, _NARROW = 1e-4, {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ def _together(trainer: Trainer, action: Callable[[], T]) -> T:
     return result
 
 
+def _apart(features: Tensor, expected: Tensor) -> float:
+    one, other = features.double(), expected.double()
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+
+
 @dataclass
 class _Job:
     """The entry of the store for one loader: its name, whether its contents are right, and how they are made."""
@@ -157,11 +164,9 @@ class _Job:
     def _is_right(self, entry: Entry) -> bool:
         if self.options.views > 1:  # drawn at random: there is nothing to compare with
             return True
-        stored = torch.stack([entry.feature(row) for row in self.seen.indices]).double()
-        expected = self.seen.features.cpu().double()
+        stored = torch.stack([entry.feature(row) for row in self.seen.indices])
         dtypes = self.layout.torch_dtype, self.seen.outline.dtype
-        bound = max(_BOUNDS.get(dtype, 1e-4) for dtype in dtypes) * float(expected.abs().max())
-        return bool((stored - expected).abs().max() <= bound)
+        return _apart(stored, self.seen.features.cpu()) <= max(_NARROW.get(dtype, _BOUND) for dtype in dtypes)
 
     def filled(self) -> Entry:
         """Compute the features, in this process its share, and give the entry when all have theirs."""
@@ -203,12 +208,37 @@ class _Job:
         )
         try:
             with torch.inference_mode():
+                compute = self._fast() if self.options.fast and mine else self._exact
                 for number, (view, part), (rests, batch) in zip(mine, places, batches, strict=True):
-                    feature = run_until(lambda: self.steps.run(batch), self.front.backbone, self.front.unit)[1]  # noqa: B023  # called at once
+                    feature = compute(batch)
                     rows = [view * length + index for index in range(part * size, min(part * size + size, length))]
                     filling.write(number, rows, feature[: len(rows)], rests)
         finally:
             filling.close()
+
+    def _exact(self, batch: Any) -> Tensor:
+        feature: Tensor = run_until(lambda: self.steps.run(batch), self.front.backbone, self.front.unit)[1]
+        return feature
+
+    def _fast(self) -> Callable[[Any], Tensor]:
+        """Return what computes features on a working copy; the front itself where that is not the same, or no CPU's."""
+        if self.trainer.strategy.root_device.type != "cpu" or self.seen.outline.dtype != torch.float32:
+            return self._exact
+        try:
+            copied = WorkingCopy(self.front.backbone, self.front.boundary)
+            apart = _apart(copied(self.seen.images), self.seen.features)
+        except Exception as error:
+            rank_zero_info(f"FeatureCaching: computed without a working copy of {self.front.where}: {error}")
+            return self._exact
+        if not apart <= _BOUND:
+            rank_zero_info(
+                f"FeatureCaching: a working copy of {self.front.where} differs by {apart:.1e} from it, more than "
+                f"{_BOUND}: computed without."
+            )
+            return self._exact
+        why = f", none could be: {copied.unfolded}" if copied.unfolded else ""
+        rank_zero_info(f"FeatureCaching: computed on a copy, {copied.folded} normalisation layers folded{why}.")
+        return lambda batch: copied(run_until(lambda: self.steps.run(batch), self.front.backbone, None)[0])
 
     def _told(self) -> str:
         views = f" in {self.options.views} views" if self.options.views > 1 else ""

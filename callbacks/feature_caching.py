@@ -48,8 +48,8 @@ class FeatureCaching(Callback):
                 random augmentation is refused.
             dtype: In which dtype features are stored; None for the one in which they are computed. bfloat16 and float16
                 take half the room and change each value by up to 1/256 and 1/2048 of it.
-            fast: Take features that an earlier run computed in batches of another size, which differ in their last
-                bits (1e-5, relative). False for features with which the training is bitwise what it is without.
+            fast: Compute features on a copy of the front made for inference, and take those of runs with another batch
+                size: they differ by rounding, at most by 1e-4 of the largest. False: training is bitwise as without.
             folder: Where features are stored; None for `LIT_TRANSFER_CACHE`, else the user's folder of caches.
         """
         self.backbone = backbone

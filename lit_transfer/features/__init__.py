@@ -15,6 +15,7 @@ from lit_transfer.features._fingerprint import UnknownContentError, fingerprint
 from lit_transfer.features._randomness import is_random, probe
 from lit_transfer.features._serving import Serving
 from lit_transfer.features._store import Entry, Layout, cache_folder, list_entries, open_entry
+from lit_transfer.features._working_copy import WorkingCopy
 
 __all__ = [
     "Boundary",
@@ -25,6 +26,7 @@ __all__ = [
     "Outline",
     "Serving",
     "UnknownContentError",
+    "WorkingCopy",
     "cache_folder",
     "check_still",
     "find_boundary",

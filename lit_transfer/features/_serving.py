@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from lit_transfer.features._boundary import Boundary, Dummy, Outline, first_tensor
 
-__all__ = ["Serving"]
+__all__ = ["Serving", "unserved"]
 
 
 class Serving:
@@ -47,6 +47,14 @@ class Serving:
         for forward in reversed(self._forwards):
             forward.restore()
         self._forwards = []
+
+
+def unserved(module: nn.Module) -> nn.Module:
+    """Give a copy of a module that serves features its own forwards back, which take images."""
+    for part in module.modules():
+        if isinstance(forward := part.__dict__.get("forward"), _Forward):
+            forward.restore()
+    return module
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What is said to be equal is so bit for bit: batches of 8 with `drop_last`, float32, one thread, CPU, `fast=False`."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,30 @@ def test_features_of_another_batch_size_are_taken_within_a_bound(fit: Fit, cachi
     READS.value.zero_()
     fit(probe(), caching(), train=loaders[0], val=loaders[1])
     assert READS.value.item() > 2 * (TRAIN + VAL), "fast=False makes its own"
+
+
+class Hooked(Module):
+    """Its front does what a copy without hooks does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder[1][0].register_forward_hook(lambda *given: given[2] * 1.5)
+
+
+def test_features_are_computed_on_a_working_copy_where_that_gives_the_same(
+    fit: Fit, caching: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    logger.addHandler(caplog.handler)
+    cached = fit(probe(), caching(fast=True))
+    assert "computed on a copy, 2 normalisation layers folded" in caplog.text
+    plain = fit(probe())
+    assert furthest(plain, cached) <= 1e-5
+    assert cached.computed < TRAIN + VAL, "the front itself is run for the checks only"
+    hooked = fit(probe(), caching(fast=True), module=Hooked())
+    logger.removeHandler(caplog.handler)
+    assert "a working copy of encoder differs by" in caplog.text
+    assert furthest(fit(probe(), module=Hooked()), hooked) == 0
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 2e-3), ("bfloat16", 2e-2)])
