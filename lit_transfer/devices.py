@@ -65,6 +65,6 @@ def free_gpu_memory() -> dict[int, int]:
     """
     answer = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
     if answer.returncode:
-        words = answer.stderr.strip().splitlines()
-        raise RuntimeError(f"The free memory of the GPUs could not be read: {words[-1] if words else 'no reason given'}")
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RuntimeError(f"The free memory of the GPUs could not be read: {reason}")
     return {int(index): free for index, free in json.loads(answer.stdout.splitlines()[-1]).items()}

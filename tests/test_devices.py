@@ -8,7 +8,7 @@ import torch
 
 from lit_transfer import devices, emptiest_gpus
 
-FAKE_TORCH = '''
+FAKE_TORCH = """
 class cuda:
     FREE = {free}
     @classmethod
@@ -19,7 +19,7 @@ class cuda:
         if cls.FREE[index] is None:
             raise RuntimeError("all CUDA-capable devices are busy or unavailable")
         return cls.FREE[index], 80
-'''
+"""
 
 
 @pytest.fixture
