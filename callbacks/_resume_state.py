@@ -111,7 +111,10 @@ class ExactResume(Callback):
     def _restore_rank(self, mine: dict[str, Any], pl_module: LightningModule, device: torch.device) -> None:
         parameters = dict(pl_module.named_parameters())
         for name, gradient in mine.get("gradients", {}).items():
-            parameters[name].grad = gradient.to(parameters[name])
+            if name in parameters and parameters[name].shape == gradient.shape:
+                parameters[name].grad = gradient.to(parameters[name])
+            else:
+                rank_zero_warn(f"The gradient of {name!r} in the checkpoint has no parameter here that it fits.")
         if not restore_random_state(mine["random"], device):
             rank_zero_warn(f"The checkpoint has no random state for {device.type}: dropout there draws otherwise.")
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
@@ -29,17 +30,16 @@ class SaveOnSignal(Callback):
     in `on_train_batch_end`, where all processes agree, Lightning is told. The checkpoint is written in `on_exception`:
     by then every other callback has finished the batch.
 
-    Lightning's own handler for SIGTERM runs collectives at whatever place the signal comes; it is replaced while the
-    loop runs. Its handler that requeues a SLURM job is called at the safe point instead of at any place. A handler of
-    the user's own for SIGTERM is called at once, as Lightning does, and one for SIGUSR1 is left alone.
+    Lightning's own handler for SIGTERM runs collectives wherever the signal comes; it is replaced while the loop runs.
+    Its handler that requeues a SLURM job is called at the safe point only. A handler of the user's own for SIGTERM is
+    called at once, as Lightning does, and one for SIGUSR1 is left alone.
     """
 
     def __init__(self, grace: float = 60.0) -> None:
         """Say how long to wait.
 
         Args:
-            grace: Seconds after a signal in which a safe point must come. Then the process ends with the same exit
-                code and without another checkpoint: it was asked to end.
+            grace: Seconds after a signal in which a safe point must come; then the process ends all the same.
         """
         self.grace = grace
         self._received: signal.Signals | None = None
@@ -78,9 +78,7 @@ class SaveOnSignal(Callback):
             self._users(number, frame)
 
     def _give_up(self) -> None:
-        print(
-            f"No batch ended within {self.grace:g} s after the signal: nothing is saved.", file=sys.stderr, flush=True
-        )
+        print(f"No batch ended within {self.grace:g} s after the signal: nothing saved.", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)
 
     def _give_back(self) -> None:
@@ -95,11 +93,14 @@ class SaveOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agree with the other processes whether one of them was signalled; Lightning then ends after this batch."""
+        """Agree with the other processes which of them was signalled; Lightning then ends after this batch."""
         if is_open_window(trainer):
             return
-        mine = self._received is not None
-        self._agreed = trainer.strategy.reduce_boolean_decision(mine, all=False) if trainer.world_size > 1 else mine
+        if trainer.world_size > 1:
+            mine = torch.tensor(self._received or 0, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(mine, reduce_op="max"))
+            self._received = signal.Signals(number) if number else None
+        self._agreed = self._received is not None
         trainer._signal_connector.received_sigterm |= self._agreed
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,10 +130,10 @@ class SaveOnSignal(Callback):
             return
         path = _folder(trainer) / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}-interrupted.ckpt"
         trainer.save_checkpoint(path)
+        name = self._received.name if self._received else "A signal"
         rank_zero_info(
-            f"{self._received.name if self._received else 'A signal'} ended the training at epoch "
-            f"{trainer.current_epoch}, step {trainer.global_step}. It is saved in {path} and goes on with "
-            f"ckpt_path='last'. The exit code {EXIT_CODE} asks the scheduler to run it again."
+            f"{name} ended the training at epoch {trainer.current_epoch}, step {trainer.global_step}. It is saved in "
+            f"{path} and goes on with ckpt_path='last'. Exit code {EXIT_CODE} asks the scheduler to run it again."
         )
 
 
@@ -144,7 +145,5 @@ def _is_ours_to_take(number: signal.Signals) -> bool:
 
 def _folder(trainer: Trainer) -> Path:
     """Where `ckpt_path="last"` looks."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
-            return Path(callback.dirpath)
-    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+    named = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+    return Path(named[0]) if named else Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
