@@ -6,6 +6,7 @@ Where they come from: loops/fit_loop.py, loops/evaluation_loop.py and trainer/co
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
@@ -22,6 +23,13 @@ from lit_transfer.restore import capture_random_state, restore_random_state
 __all__ = ["CachedLoaders", "MakeDataset", "Split", "with_attributes"]
 
 Split = Literal["train", "val"]
+# What torch wants of a loader without workers; with some, it wants their number before their context.
+_NO_WORKERS: dict[str, Any] = {
+    "num_workers": 0,
+    "prefetch_factor": None,
+    "persistent_workers": False,
+    "multiprocessing_context": None,
+}
 MakeDataset = Callable[[Split, int, DataLoader[Any]], "Dataset[Any] | None"]
 """For a split, the number of the loader in it and the loader: the dataset to put in, or None to leave it as it is."""
 
@@ -31,19 +39,19 @@ def with_attributes(loader: DataLoader[Any], **values: Any) -> DataLoader[Any]:
     made = copy.copy(loader)
     for name, value in {**values, "_iterator": None}.items():
         object.__setattr__(made, name, value)
-    if "dataset" in values:
-        _replace_saved(made, loader.dataset, values["dataset"])
+    _note_again(vars(made), values, loader.dataset)
     return made
 
 
-def _replace_saved(loader: Any, old: object, new: object) -> None:
-    """Replace the dataset in the arguments that Lightning notes to make a loader again with a distributed sampler."""
-    noted = vars(loader)
-    if "__pl_saved_args" in noted:
-        noted["__pl_saved_args"] = tuple(new if value is old else value for value in noted["__pl_saved_args"])
-        kept = noted["__pl_saved_kwargs"]
-        noted["__pl_saved_kwargs"] = {name: new if value is old else value for name, value in kept.items()}
-        noted["__dataset"] = new
+def _note_again(noted: dict[str, Any], values: dict[str, Any], dataset: object) -> None:
+    """Change the arguments that Lightning notes to make a loader again with a distributed sampler."""
+    if "__pl_saved_args" not in noted:
+        return
+    kept = noted["__pl_saved_kwargs"]
+    noted["__pl_saved_kwargs"] = kept | {name: value for name, value in values.items() if name in kept}
+    if "dataset" in values:
+        args, noted["__dataset"] = noted["__pl_saved_args"], values["dataset"]
+        noted["__pl_saved_args"] = tuple(values["dataset"] if value is dataset else value for value in args)
 
 
 class _Source(_DataLoaderSource):
@@ -80,15 +88,20 @@ class CachedLoaders:
         begun: Whether loaders that are asked for get their dataset by now.
     """
 
-    def __init__(self, trainer: Trainer, make: MakeDataset) -> None:
+    def __init__(self, trainer: Trainer, make: MakeDataset, *, workers: bool) -> None:
         """Stand between the loops and what they get their loaders from.
 
         Args:
             trainer: The trainer that fits.
             make: Makes the datasets. What it draws at random is undone.
+            workers: Read the datasets in the workers of the loader, if it has any, and not in this process. A sampler
+                that draws from the training's generator then does so when it did before.
         """
         self.begun = False
-        self._trainer, self._make = trainer, make
+        if not workers:
+            warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck")
+        self._trainer, self._make, self._workers = trainer, make, workers
+        self._options: dict[int, dict[str, Any]] = {}  # of the loaders that have lost their workers, by their dataset
         self._now: dict[str, Any] | None = None
         self._sources: list[tuple[Any, _Source]] = []
         for loop, split in ((trainer.fit_loop, "train"), (trainer.fit_loop.epoch_loop.val_loop, "val")):
@@ -126,7 +139,13 @@ class CachedLoaders:
 
         def one(loader: DataLoader[Any]) -> DataLoader[Any]:
             dataset = self._make(split, next(numbers), loader)
-            return loader if dataset is None else with_attributes(loader, dataset=dataset)
+            if dataset is None:
+                return loader
+            made = with_attributes(loader, dataset=dataset)
+            if self._workers or not loader.num_workers:
+                return made
+            self._options[id(dataset)] = {name: getattr(loader, name) for name in _NO_WORKERS}
+            return with_attributes(made, **_NO_WORKERS)
 
         replaced = tree_map_only(DataLoader, one, loaders)
         self._set_random_state(state)
@@ -203,22 +222,22 @@ class CachedLoaders:
         for loop, _ in self._sources:
             combined = loop._combined_loader
             if combined is not None:
-                combined.flattened = [_as_before(loader) for loader in combined.flattened]
+                combined.flattened = [self._as_before(loader) for loader in combined.flattened]
+
+    def _as_before(self, loader: Any) -> Any:
+        dataset = getattr(loader, "dataset", None)
+        if not isinstance(dataset, CachedSamples):
+            return loader
+        return with_attributes(loader, dataset=dataset.dataset, **self._options.get(id(dataset), {}))
 
 
 def _without_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     """Copy a loader whose length is wanted and no batch: workers would begin to read some."""
-    none = {"num_workers": 0, "prefetch_factor": None, "persistent_workers": False}
-    return with_attributes(loader, **none, _DataLoader__multiprocessing_context=None)
+    return with_attributes(loader, **_NO_WORKERS)
 
 
 def _nothing(split: Split, number: int, loader: DataLoader[Any]) -> None:
     return None
-
-
-def _as_before(loader: Any) -> Any:
-    dataset = getattr(loader, "dataset", None)
-    return with_attributes(loader, dataset=dataset.dataset) if isinstance(dataset, CachedSamples) else loader
 
 
 def _flat(loaders: Any) -> list[Any]:

@@ -1,11 +1,9 @@
 """What must hold before features take the place of images, checked on real samples."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
@@ -14,7 +12,7 @@ from lit_transfer.callbacks._feature_front import Front
 from lit_transfer.callbacks._feature_steps import Steps, seed_generators
 from lit_transfer.features import Outline, Serving, check_still, find_image, is_random, outline_of, probe, run_until
 
-__all__ = ["Seen", "check_samples"]
+__all__ = ["Seen", "check_samples", "random_samples"]
 
 _AT_ONCE = 8  # samples in a batch of the checks
 
@@ -30,7 +28,6 @@ class Seen:
         indices: Which samples were run.
         images: These samples as the backbone takes them, (len(indices), *outline.image).
         features: Their features, (len(indices), *outline.feature).
-        views: How many views of each sample are worth keeping: 1 where nothing is random.
     """
 
     structure: TreeSpec
@@ -39,61 +36,57 @@ class Seen:
     indices: list[int]
     images: Tensor
     features: Tensor
-    views: int
 
 
-def check_samples(front: Front, steps: Steps, chosen: Chosen, name: str, views: int) -> Seen:
-    """Run some samples through the step, as far as the backbone.
+def check_samples(front: Front, steps: Steps, chosen: Chosen, name: str) -> Seen:
+    """Run a few samples through the step, as far as the backbone.
+
+    Whether the dataset gives the same sample each time is not seen here, but while features are computed.
 
     Args:
         front: The frozen front.
         steps: Runs the step.
         chosen: Reads samples.
         name: What to call them in errors.
-        views: How many views of each sample the user wants.
 
     Raises:
         ValueError: Features in the place of images would not give what the images give; it says why and what to do.
         TypeError: What crosses the boundary is no single tensor.
     """
     check_still(front.backbone, front.boundary)
-    indices = probe(chosen.length)
-    batches = [indices[start : start + _AT_ONCE] for start in range(0, len(indices), _AT_ONCE)]
-    first: list[Any] = []
+    indices = probe(chosen.length, _AT_ONCE)
+    samples, batch = next(chosen([indices], generator=seed_generators(0), epochs=[0]))
 
-    def draw(number: int) -> Iterator[Tensor]:
-        generator = seed_generators(number)
-        for samples, batch in chosen(batches, generator=generator, epochs=[number] * len(batches)):
-            if not first:
-                first.extend([samples, batch])
-            yield run_until(lambda batch=batch: steps.run(batch), front.backbone, None)[0]  # type: ignore[misc]  # mypy does not infer a lambda with a default
+    def draw(number: int) -> Tensor:
+        seed_generators(number)
+        return run_until(lambda: steps.run(chosen.collate(samples)), front.backbone, None)[0]
 
     with torch.no_grad():
-        if not is_random(draw):
-            if views > 1:
-                rank_zero_info(f"FeatureCaching: nothing in the {name} samples is random, so one view of each is kept.")
-            views = 1
-        elif views == 1:
-            raise ValueError(_random(name))
-        samples, batch = first
-        seen = _look(front, steps, samples, batch, batches[0], name, views)
+        if is_random(draw):
+            raise ValueError(
+                f"What the backbone takes of the same {name} samples differs each time: collate_fn, a transfer hook or "
+                f"the step augments them, and would augment features too. {_advice(name)}"
+            )
+        seen = _look(front, steps, samples, batch, indices, name)
         _check_served(front, steps, chosen, samples, batch, seen)
     return seen
 
 
-def _random(name: str) -> str:
-    found = f"What the backbone takes of the {name} samples differs from draw to draw: they are augmented"
+def random_samples(name: str) -> ValueError:
+    """Make the error for samples that differ from draw to draw."""
+    return ValueError(f"The {name} samples differ each time that they are drawn: they are augmented. {_advice(name)}")
+
+
+def _advice(name: str) -> str:
     if name != "train":
-        return f"{found}. Validate without random transforms, or leave FeatureCaching out."
+        return "Validate without random transforms, or leave FeatureCaching out."
     return (
-        f"{found} by the dataset, collate_fn, a transfer hook or the step. Leave the augmentation out "
-        "(augment='none'), or have several views of each image cached: FeatureCaching(views=8)."
+        "Leave the augmentation out (augment='none'), or let the dataset do it and have several views of each image "
+        "cached: FeatureCaching(views=8)."
     )
 
 
-def _look(
-    front: Front, steps: Steps, samples: list[Any], batch: Any, indices: list[int], name: str, views: int
-) -> Seen:
+def _look(front: Front, steps: Steps, samples: list[Any], batch: Any, indices: list[int], name: str) -> Seen:
     """Run one batch to the boundary, with gradients and without, and see what is taken and what crosses."""
     with torch.enable_grad():
         outline, taken, feature = outline_of(lambda: steps.run(batch), front.backbone, front.boundary)
@@ -107,7 +100,7 @@ def _look(
     again = run_until(lambda: steps.run(batch), front.backbone, front.unit)[1]
     if not torch.equal(feature, again):
         raise ValueError(f"{front.where} gives other features for the same images: something before it is random.")
-    return Seen(*found, outline, indices, taken.detach().clone(), feature.detach().clone(), views)
+    return Seen(*found, outline, indices, taken.detach().clone(), feature.detach().clone())
 
 
 def _check_served(front: Front, steps: Steps, chosen: Chosen, samples: list[Any], batch: Any, seen: Seen) -> None:

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 
 from lit_transfer.callbacks._cached_loaders import Split
 from lit_transfer.callbacks._feature_batches import Chosen, chunks
-from lit_transfer.callbacks._feature_checks import Seen, check_samples
+from lit_transfer.callbacks._feature_checks import Seen, check_samples, random_samples
 from lit_transfer.callbacks._feature_front import Front
 from lit_transfer.callbacks._feature_steps import Steps, seed_generators
 from lit_transfer.features import (
     CachedSamples,
     Entry,
     Filling,
+    FirstDraw,
     Layout,
     Outline,
     UnknownContentError,
@@ -30,12 +31,14 @@ from lit_transfer.features import (
     fingerprint,
     open_entry,
     prepare,
+    probe,
     run_until,
 )
 
 __all__ = ["ONE_RUN", "Options", "cached_samples"]
 
 T = TypeVar("T")
+_OTHER_SEED = 2**31 - 1  # than the number of any batch
 ONE_RUN = "run-"  # begins the name of an entry that no other run can recognise
 # How far a stored feature may be from the one that the front gives, relative to the largest: a working copy and other
 # batch sizes change the last bits of float32, and narrower numbers have fewer.
@@ -82,9 +85,9 @@ def cached_samples(
     steps = Steps(trainer, front.module, split, number)
     with steps.ready():
         chosen = Chosen(loader, name)
-        views = options.views if split == "train" else 1
-        seen = _together(trainer, lambda: check_samples(front, steps, chosen, name, views))
-        job = _Job(trainer, front, replace(options, views=seen.views), steps, chosen, seen, loader.dataset, name)
+        options = replace(options, views=options.views if split == "train" else 1)
+        seen = _together(trainer, lambda: check_samples(front, steps, chosen, name))
+        job = _Job(trainer, front, options, steps, chosen, seen, loader.dataset, name)
         entry = job.found() or job.filled()
     return CachedSamples(entry, loader.dataset, seen.structure, seen.image, seen.outline), seen.outline
 
@@ -175,7 +178,11 @@ class _Job:
         filling = Filling(self.options.folder, self.key, self.trainer.global_rank)
         mine = [n for n in filling.pending() if n % self.trainer.world_size == self.trainer.global_rank]
         strategy.barrier("lit_transfer: batches shared out")
-        _together(self.trainer, lambda: self._fill(filling, mine))
+        try:
+            _together(self.trainer, lambda: self._fill(filling, mine))
+        except ValueError:  # what is written is of no use to a later run
+            filling.discard()
+            raise
         _together(self.trainer, lambda: filling.finish() if self.trainer.is_global_zero else None)
         rank_zero_info(f"FeatureCaching: {self.name} done in {time.monotonic() - start:.1f} s.")
         entry = open_entry(self.options.folder, self.key)
@@ -198,8 +205,10 @@ class _Job:
     def _fill(self, filling: Filling, mine: list[int]) -> None:
         size, length = self.chosen.batch_size, self.chosen.length
         places = [divmod(number, len(self.parts)) for number in mine]
+        parts = [self.parts[part] for _, part in places]
+        first = self._first_draw(parts)
         batches = self.chosen(
-            [self.parts[part] for _, part in places],
+            parts,
             # Another seed than that of an interrupted run, whose views would come again.
             generator=seed_generators(mine[0] if mine else 0),
             epochs=[view for view, _ in places],
@@ -210,17 +219,32 @@ class _Job:
             with torch.inference_mode():
                 compute = self._fast() if self.options.fast and mine else self._exact
                 for number, (view, part), (rests, batch) in zip(mine, places, batches, strict=True):
-                    feature = compute(batch)
+                    images, feature = compute(batch)
+                    if first.differs(self.parts[part], images):
+                        raise random_samples(self.name)
                     rows = [view * length + index for index in range(part * size, min(part * size + size, length))]
                     filling.write(number, rows, feature[: len(rows)], rests)
         finally:
             filling.close()
 
-    def _exact(self, batch: Any) -> Tensor:
-        feature: Tensor = run_until(lambda: self.steps.run(batch), self.front.backbone, self.front.unit)[1]
-        return feature
+    def _first_draw(self, parts: list[list[int]]) -> FirstDraw:
+        """Draw some of the samples in these parts a first time, for they must be the same when they are drawn again."""
+        first, here = FirstDraw(), {index for part in parts for index in part}
+        indices = [index for index in probe(self.chosen.length) if index in here] if self.options.views == 1 else []
+        chosen = [indices[start : start + 8] for start in range(0, len(indices), 8)]
+        drawn = self.chosen(chosen, generator=seed_generators(_OTHER_SEED), epochs=[1] * len(chosen))
+        with torch.no_grad():
+            for part, (_, batch) in zip(chosen, drawn, strict=True):
+                first.note(part, self._taken(batch))
+        return first
 
-    def _fast(self) -> Callable[[Any], Tensor]:
+    def _taken(self, batch: Any) -> Tensor:
+        return run_until(lambda: self.steps.run(batch), self.front.backbone, None)[0]
+
+    def _exact(self, batch: Any) -> tuple[Tensor, Tensor]:
+        return run_until(lambda: self.steps.run(batch), self.front.backbone, self.front.unit)
+
+    def _fast(self) -> Callable[[Any], tuple[Tensor, Tensor]]:
         """Return what computes features on a working copy; the front itself where that is not the same, or no CPU's."""
         if self.trainer.strategy.root_device.type != "cpu" or self.seen.outline.dtype != torch.float32:
             return self._exact
@@ -238,7 +262,12 @@ class _Job:
             return self._exact
         why = f", none could be: {copied.unfolded}" if copied.unfolded else ""
         rank_zero_info(f"FeatureCaching: computed on a copy, {copied.folded} normalisation layers folded{why}.")
-        return lambda batch: copied(run_until(lambda: self.steps.run(batch), self.front.backbone, None)[0])
+
+        def compute(batch: Any) -> tuple[Tensor, Tensor]:
+            images = self._taken(batch)
+            return images, copied(images)
+
+        return compute
 
     def _told(self) -> str:
         views = f" in {self.options.views} views" if self.options.views > 1 else ""

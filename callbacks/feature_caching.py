@@ -72,10 +72,11 @@ class FeatureCaching(Callback):
             raise TypeError(
                 f"FeatureCaching works on one device and with strategy='ddp'; got {type(trainer.strategy).__name__}."
             )
-        self._loaders = CachedLoaders(trainer, partial(self._dataset, trainer, pl_module))
+        made = partial(self._dataset, trainer, pl_module)
+        self._loaders = CachedLoaders(trainer, made, workers=not self._options.fast)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have loaders asked for again."""
+        """Have the loaders asked for again."""
         if self._loaders is not None:
             self._loaders.begin()
 
@@ -117,8 +118,7 @@ class FeatureCaching(Callback):
         if self._serving is not None and self._front is not None and (trains := self._front.trains()):
             raise ValueError(
                 f"{trains[0]} was unfrozen after FeatureCaching had looked at the start of epoch "
-                f"{trainer.current_epoch}, whose batches hold its features. Unfreeze it with FinetuningSchedule, or "
-                "list FeatureCaching behind the callback that does."
+                f"{trainer.current_epoch}, whose batches hold its features. List FeatureCaching behind what unfreezes."
             )
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:

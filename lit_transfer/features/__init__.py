@@ -12,7 +12,7 @@ from lit_transfer.features._boundary import (
 from lit_transfer.features._dataset import CachedSamples, find_image, split_sample
 from lit_transfer.features._filling import Filling, prepare
 from lit_transfer.features._fingerprint import UnknownContentError, fingerprint
-from lit_transfer.features._randomness import is_random, probe
+from lit_transfer.features._randomness import FirstDraw, is_random, probe
 from lit_transfer.features._serving import Serving
 from lit_transfer.features._store import Entry, Layout, cache_folder, list_entries, open_entry
 from lit_transfer.features._working_copy import WorkingCopy
@@ -22,6 +22,7 @@ __all__ = [
     "CachedSamples",
     "Entry",
     "Filling",
+    "FirstDraw",
     "Layout",
     "Outline",
     "Serving",

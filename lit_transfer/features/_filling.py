@@ -133,6 +133,10 @@ class Filling:
         for file in (self._features, self._rest, self._done):
             file.close()
 
+    def discard(self) -> None:
+        """Remove what was written."""
+        shutil.rmtree(self._part, ignore_errors=True)
+
     def finish(self) -> Entry:
         """Make the entry whole, after every process has closed it; by one of them."""
         finished = open_entry(self._folder, self._key)  # another run may have been faster

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["PROBED", "is_random", "probe"]
-
-PROBED = 64  # samples; of a flip with probability 0.5 all miss with probability 2 ** -64
+__all__ = ["FirstDraw", "is_random", "probe"]
 
 
-def probe(length: int, count: int = PROBED) -> list[int]:
-    """Give the indices of samples spread evenly over a dataset, all of them if there are no more than `count`."""
+def probe(length: int, count: int = 64) -> list[int]:
+    """Give the indices of samples spread evenly over a dataset, all of them if there are no more than `count`.
+
+    Of a flip with probability 0.5, all 64 miss with probability 2 ** -64.
+    """
     count = min(length, count)
     return [number * length // count for number in range(count)]
 
 
-def is_random(draw: Callable[[int], Iterable[Tensor]]) -> bool:
-    """Return whether two draws differ in a single value.
+def is_random(draw: Callable[[int], Tensor], draws: int = 8) -> bool:
+    """Return whether several draws of one batch differ in a single value.
 
     Args:
-        draw: Gives, for the number of the draw (0 or 1), what the frozen part takes for some samples, in batches. It
-            should start its random generators otherwise in each draw.
+        draw: Gives, for the number of the draw, what the frozen part takes. It should start its random generators
+            otherwise in each draw.
+        draws: How many.
     """
-    first = [batch.detach().cpu().clone() for batch in draw(0)]
-    second = list(draw(1))
-    return len(first) != len(second) or not all(
-        one.shape == other.shape and torch.equal(one, other.detach().cpu())
-        for one, other in zip(first, second, strict=True)
-    )
+    first = draw(0).clone()
+    return not all(torch.equal(first, draw(number)) for number in range(1, draws))
+
+
+class FirstDraw:
+    """What samples were when they were drawn first, to be compared with what they are in another draw."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, bytes] = {}
+
+    def note(self, indices: Sequence[int], images: Tensor) -> None:
+        """Take in the images (len(indices), ...) of some samples."""
+        self._digests.update(zip(indices, map(_digest, images), strict=True))
+
+    def differs(self, indices: Sequence[int], images: Tensor) -> bool:
+        """Return whether one of these samples was noted and is another image now."""
+        pairs = zip(indices, images, strict=True)
+        return any(index in self._digests and self._digests[index] != _digest(image) for index, image in pairs)
+
+
+def _digest(image: Tensor) -> bytes:
+    plain = image.detach().cpu().contiguous().flatten()
+    return hashlib.blake2b(plain.view(torch.uint8).numpy().data, digest_size=16).digest()

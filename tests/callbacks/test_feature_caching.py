@@ -19,6 +19,7 @@ from lit_transfer.features import list_entries
 from lit_transfer.modules import ImageClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # frozen by hand in some tests
+LOOKED = 2 * 8  # samples that each run draws to look at, of both sets
 Fit = Callable[..., Module]
 
 
@@ -71,14 +72,14 @@ def test_the_training_ends_where_it_ends_without_and_images_are_read_once(
     assert furthest(plain, cached) == 0
     assert plain.val_losses == cached.val_losses
     filled = TRAIN + 3 + VAL  # the last batch of the training samples is filled up
-    assert READS.value.item() == filled + 2 * (TRAIN + VAL)
-    assert cached.computed == filled + 2 * 3 * 8
+    assert READS.value.item() == filled + TRAIN + VAL + LOOKED, "and a second time to see whether they are random"
+    assert cached.computed == filled + 3 * LOOKED
     if workers:
         return
     READS.value.zero_()
     again = fit(caching(), probe(), module=Module(optimizer), train=loaders[2][0], val=loaders[2][1])
     assert furthest(plain, again) == 0
-    assert READS.value.item() == 2 * (TRAIN + VAL), "another run reads what this one checks, and no more"
+    assert READS.value.item() == LOOKED
 
 
 HEAD: Any = {"train": ["head"]}
@@ -197,8 +198,8 @@ def test_what_comes_after_the_fit_is_untouched(fit: Fit, caching: Any, tmp_path:
     before, module.computed = READS.value.item(), 0
     made.fit_loop.max_epochs = 4
     made.fit(module, *given)
-    assert READS.value.item() - before == 2 * (TRAIN + VAL)
-    assert module.computed == 2 * 3 * 8
+    assert READS.value.item() - before == LOOKED
+    assert module.computed == 3 * LOOKED
 
 
 def test_features_of_another_batch_size_are_taken_within_a_bound(fit: Fit, caching: Any) -> None:
@@ -208,11 +209,11 @@ def test_features_of_another_batch_size_are_taken_within_a_bound(fit: Fit, cachi
     plain = fit(probe(), train=loaders[0], val=loaders[1])
     READS.value.zero_()
     cached = fit(probe(), caching(fast=True), train=loaders[0], val=loaders[1])
-    assert READS.value.item() == 2 * (TRAIN + VAL)
+    assert READS.value.item() == LOOKED
     assert furthest(plain, cached) <= 1e-5
     READS.value.zero_()
     fit(probe(), caching(), train=loaders[0], val=loaders[1])
-    assert READS.value.item() > 2 * (TRAIN + VAL), "fast=False makes its own"
+    assert READS.value.item() > LOOKED, "fast=False makes its own"
 
 
 class Hooked(Module):
@@ -232,11 +233,29 @@ def test_features_are_computed_on_a_working_copy_where_that_gives_the_same(
     assert "computed on a copy, 2 normalisation layers folded" in caplog.text
     plain = fit(probe())
     assert furthest(plain, cached) <= 1e-5
-    assert cached.computed < TRAIN + VAL, "the front itself is run for the checks only"
+    assert cached.computed == 3 * LOOKED, "the front itself is run for the checks only"
     hooked = fit(probe(), caching(fast=True), module=Hooked())
     logger.removeHandler(caplog.handler)
     assert "a working copy of encoder differs by" in caplog.text
     assert furthest(fit(probe(), module=Hooked()), hooked) == 0
+
+
+class Workers(Callback):
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.append(trainer.train_dataloader.num_workers)
+
+
+def test_features_are_read_without_workers_and_images_with_them_again(fit: Fit, caching: Any) -> None:
+    workers = Workers()
+    phases: Any = [HEAD, {"at": {"epoch": 1}, "train": ["head", "stage1"]}]
+    loaders = [{"train": train_loader("own generator", 2), "val": val_loader(2)} for _ in range(2)]
+    plain = fit(FinetuningSchedule(phases), **loaders[0])
+    cached = fit(FinetuningSchedule(phases), caching(fast=True), workers, **loaders[1])
+    assert workers.seen == [0, 2, 2]
+    assert furthest(plain, cached) <= 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 2e-3), ("bfloat16", 2e-2)])
@@ -299,12 +318,12 @@ FAILS = Counter()
 
 
 class Failing(Images):
-    """Stops at sample 25 when it is read for the third time: the checks have read it twice."""
+    """Stops at sample 25 when features are computed: it is read for the second time then."""
 
     stop: Any = None
 
     def __getitem__(self, index: int) -> Any:
-        if index == 25 and FAILS.value and READS.value > 2 * TRAIN + 3 * VAL:
+        if index == 25 and FAILS.value and READS.value > LOOKED + 2 * VAL + TRAIN:
             raise self.stop("torn")
         return super().__getitem__(index)
 
@@ -330,17 +349,17 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(stop: Any, fit: Fit, cachi
     plain = fit(probe(), train=loader)
     READS.value.zero_()
     assert furthest(plain, fit(probe(), caching(), train=loader)) == 0
-    assert READS.value.item() == 2 * (TRAIN + VAL) + 2 * 8
+    assert READS.value.item() == LOOKED + 2 * 2 * 8, "the last two batches, drawn twice"
 
 
 def test_augmented_images_are_refused_with_advice_and_cached_in_views(fit: Fit, caching: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the train samples differs from draw to draw.*FeatureCaching\(views=8\)"):
+    with pytest.raises(ValueError, match=r"The train samples differ each time .*FeatureCaching\(views=8\)"):
         fit(probe(), caching(), train=train_loader(noise=0.1))
-    with pytest.raises(ValueError, match=r"the val samples differs .* Validate without random transforms"):
+    with pytest.raises(ValueError, match=r"The val samples differ .* Validate without random transforms"):
         fit(probe(), caching(views=8), val=val_loader(noise=0.1))
     READS.value.zero_()
     cached = fit(probe(), caching(views=3), train=train_loader(noise=0.1), max_epochs=9)
-    assert READS.value.item() == 2 * (TRAIN + VAL) + 3 * 40, "the validation features were there"
+    assert READS.value.item() == LOOKED + 3 * 40, "the validation features were there"
     assert furthest(cached, fit(probe(), caching(), max_epochs=9)) < 0.2
     rows = {about["split"]: about["layout"]["rows"] for _, about, _ in list_entries(tmp_path / "cache")}
     assert rows == {"val": VAL, "train": 3 * TRAIN} or rows["val"] == VAL
@@ -352,7 +371,7 @@ def test_augmentation_that_is_seeded_by_the_epoch_is_noticed(photos: Path, tmp_p
         data = ImageFolderData(photos, 4, image_size=16, num_workers=0)
         trainer(probe(), FeatureCaching(folder=tmp_path / "cache", **options), folder=tmp_path).fit(module, data)
 
-    with pytest.raises(ValueError, match=r"the train samples differs from draw to draw"):
+    with pytest.raises(ValueError, match=r"The train samples differ each time"):
         run()
     run(views=2)
 
@@ -360,6 +379,13 @@ def test_augmentation_that_is_seeded_by_the_epoch_is_noticed(photos: Path, tmp_p
 class Transferred(Module):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return {**batch, "image": batch["image"] * 2}
+
+
+class Augmented(Module):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        flipped = torch.rand(len(batch["image"])) < 0.5
+        batch["image"][flipped] = batch["image"][flipped].flip(-1)
+        return batch
 
 
 class Unused(Module):
@@ -391,6 +417,7 @@ class Endless(IterableDataset[Any]):
 
 REFUSED: list[tuple[Any, Any, str]] = [
     (Transferred, {}, "the train images reach encoder other than the dataset gives them: .* on_after_batch_transfer"),
+    (Augmented, {}, "takes of the same train samples differs each time: .* a transfer hook or the step augments"),
     (Unused, {}, r"the backbone \(Sequential\) was not called"),
     (Shaped, {}, r"The step cannot take the features of encoder, of shape \(16,\), .* not enough values to unpack"),
     (Module, {"train": DataLoader(Endless(), 1)}, "train samples cannot be cached: .* its dataset is a Endless"),
