@@ -12,7 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_transfer.callbacks._lightning_checkpoint import as_lightning_checkpoint
 from lit_transfer.callbacks._optimizer_states import fill_optimizers
-from lit_transfer.restore import TrainingState, is_as_written, plain_root, read_training_state
+from lit_transfer.restore import (
+    TrainingState,
+    gather_folder,
+    is_as_written,
+    is_distributed_folder,
+    plain_root,
+    read_training_state,
+)
 from lit_transfer.weights import Checkpoint, WeightsError, open_checkpoint
 from lit_transfer.weights._report import few
 
@@ -69,7 +76,7 @@ def read_for(
     Args:
         trainer: The trainer.
         inner: The CheckpointIO for what Lightning takes as it is.
-        path: The file.
+        path: The file, or a folder of shards that a strategy of Lightning's wrote.
         weights_only: What the user gave to `fit`.
         arguments: Those of `read_training_state`.
         best_score: Whether the scores of the file are to be beaten.
@@ -77,15 +84,17 @@ def read_for(
     Raises:
         WeightsError: The file cannot be read or does not fit.
     """
-    opened, module, told = open_checkpoint(path), trainer.lightning_module, list[str]()
+    gathered = gather_folder(path) if is_distributed_folder(path) else None
+    opened, module, told = open_checkpoint(gathered or path), trainer.lightning_module, list[str]()
     if is_as_written(opened, module.state_dict(), strict=module.strict_loading):
-        return Reading(opened, _read_lightning(inner, path, weights_only, opened, told), None, told)
+        checkpoint = gathered or _read_lightning(inner, path, weights_only, opened, told)
+        return Reading(opened, checkpoint, None, told)
     state = read_training_state(module, opened, **arguments)
     told += state.lost
     if trainer.state.fn != TrainerFn.FITTING and state.fresh:
         raise WeightsError(f"{path} does not fill {few(state.fresh)}: there is nothing to measure")
     if state.kind == "lightning":
-        checkpoint = _read_lightning(inner, path, weights_only, opened, told)
+        checkpoint = gathered or _read_lightning(inner, path, weights_only, opened, told)
         checkpoint["state_dict"] = state.weights(module)
     else:
         checkpoint = as_lightning_checkpoint(state, trainer, path, best_score=best_score, told=told)

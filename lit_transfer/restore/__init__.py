@@ -2,6 +2,7 @@
 
 from lit_transfer.restore._atomic import damage, save_atomically
 from lit_transfer.restore._contents import ENTRY, Contents, contents_of, is_as_written, is_lightning
+from lit_transfer.restore._distributed import gather_folder, is_distributed_folder
 from lit_transfer.restore._newest import checkpoints_in, first_whole
 from lit_transfer.restore._optimizer import NamedState, by_name, for_optimizers, group_map, is_as_saved
 from lit_transfer.restore._plain import plain_root, plain_value
@@ -23,9 +24,11 @@ __all__ = [
     "first_whole",
     "for_optimizers",
     "for_scheduler",
+    "gather_folder",
     "group_map",
     "is_as_saved",
     "is_as_written",
+    "is_distributed_folder",
     "is_lightning",
     "plain_root",
     "plain_value",

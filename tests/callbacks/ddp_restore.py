@@ -32,8 +32,10 @@ def loader() -> DataLoader[Any]:
     return DataLoader(data(), BATCH // 2, sampler=DistributedSampler(data(), 2, rank, shuffle=False))
 
 
-def run(module: Foreign, path: str, epochs: int, save: str | None = None, sharded: bool = False) -> dict[str, Any]:
-    fsdp2 = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False, process_group_backend="gloo")
+def run(
+    module: Foreign, path: str, epochs: int, save: str | None = None, sharded: bool = False, folder: bool = False
+) -> dict[str, Any]:
+    fsdp2 = ModelParallelStrategy(2, 1, save_distributed_checkpoint=folder, process_group_backend="gloo")
     options = {"strategy": fsdp2 if sharded else "ddp", "devices": 2, "use_distributed_sampler": False}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -54,6 +56,9 @@ def main(folder: str) -> dict[str, Any]:
         "one to two": run(Foreign("adamw", norm=norm), f"{folder}/one.ckpt", 6, f"{folder}/two.ckpt"),
         "fsdp2": run(Sharded("sgd", norm=norm), f"{folder}/sgd.pth", 6, sharded=True),
         "to fsdp2": run(Sharded("adamw", norm=norm), f"{folder}/one.ckpt", 6, f"{folder}/full.ckpt", sharded=True),
+        "folder": run(
+            Sharded("adamw", norm=norm), f"{folder}/one.ckpt", 6, f"{folder}/folder.ckpt", sharded=True, folder=True
+        ),
         "new head": run(Sharded("adamw", norm=norm, classes=4), f"{folder}/adamw.pth", 6, sharded=True),
     }
 

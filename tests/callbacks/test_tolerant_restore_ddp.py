@@ -81,11 +81,11 @@ def test_two_processes_go_on_where_one_would(
     assert answers[case]["told"] == []
 
 
-@pytest.mark.parametrize("file", ["two.ckpt", "full.ckpt"])
+@pytest.mark.parametrize("file", ["two.ckpt", "full.ckpt", "folder.ckpt"])
 def test_one_process_goes_on_where_two_stopped(
     file: str, folder: Path, answers: dict[str, Any], expected: dict[str, State]
 ) -> None:
-    """`two.ckpt` is DDP's, `full.ckpt` is FSDP2's."""
+    """`two.ckpt` is DDP's, `full.ckpt` is FSDP2's, and so is the folder of shards `folder.ckpt`."""
     assert apart(resume(folder / file, 8), expected["longer"]) < 2e-5
 
 
