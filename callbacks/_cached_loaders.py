@@ -94,8 +94,8 @@ class CachedLoaders:
         Args:
             trainer: The trainer that fits.
             make: Makes the datasets. What it draws at random is undone.
-            workers: Read the datasets in the workers of the loader, if it has any, and not in this process. A sampler
-                that draws from the training's generator then does so when it did before.
+            workers: Read the datasets in the workers of a loader too that starts them anew each epoch. A sampler that
+                draws from the training's generator then does so when it did before.
         """
         self.begun = False
         if not workers:
@@ -142,7 +142,8 @@ class CachedLoaders:
             if dataset is None:
                 return loader
             made = with_attributes(loader, dataset=dataset)
-            if self._workers or not loader.num_workers:
+            # Persistent workers are started once, and draw a seed once: without them one would be drawn each epoch.
+            if self._workers or not loader.num_workers or loader.persistent_workers:
                 return made
             self._options[id(dataset)] = {name: getattr(loader, name) for name in _NO_WORKERS}
             return with_attributes(made, **_NO_WORKERS)
