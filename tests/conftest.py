@@ -1,6 +1,9 @@
 """Fixtures that more than one test file uses."""
 
+import inspect
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in the processes that tests start: several tests run side by side.
@@ -9,6 +12,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def loaders_as_torch_has_them() -> Iterator[None]:
+    """Undo what Lightning 2.6 leaves behind when a data hook raises: DataLoader stays patched for good.
+
+    `lightning.fabric.utilities.data._replace_dunder_methods` has no `finally`; a loader that a later test makes would
+    be made again from what the patch noted, and fail with a positional batch size.
+    """
+    yield
+    if "lightning.fabric.utilities.data" not in sys.modules:
+        return
+    from torch.utils.data import BatchSampler, DataLoader
+
+    known = [DataLoader, BatchSampler]
+    for cls in known:
+        known += cls.__subclasses__()
+        for name in ("__init__", "__setattr__", "__delattr__"):
+            if f"__old{name}" in vars(cls):
+                setattr(cls, name, inspect.unwrap(getattr(cls, name)))
+                delattr(cls, f"__old{name}")
 
 
 @pytest.fixture(scope="session")

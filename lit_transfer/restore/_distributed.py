@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, filesystem, metadata
+from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
@@ -65,7 +66,7 @@ def gather_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     state: dict[str, Any] = {}
     try:
-        _load_state_dict(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=True)
+        _load_state_dict(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=True)  # type: ignore[no-untyped-call]  # torch does not type this planner
     except CheckpointException as error:  # no Exception, and its text is a traceback
         cause = next(iter(error.failures.values()))[0]
         raise WeightsError(f"{folder} cannot be read: {cause}") from error
