@@ -23,6 +23,7 @@ from lit_transfer.restore import capture_random_state, restore_random_state
 __all__ = ["CachedLoaders", "MakeDataset", "Split", "with_attributes"]
 
 Split = Literal["train", "val"]
+_SEEDED = "_lit_transfer_seeded"  # on a loader: it has drawn its seed
 # What torch wants of a loader without workers; with some, it wants their number before their context.
 _NO_WORKERS: dict[str, Any] = {
     "num_workers": 0,
@@ -94,8 +95,8 @@ class CachedLoaders:
         Args:
             trainer: The trainer that fits.
             make: Makes the datasets. What it draws at random is undone.
-            workers: Read the datasets in the workers of a loader too that starts them anew each epoch. A sampler that
-                draws from the training's generator then does so when it did before.
+            workers: Read the datasets in the workers of the loader, if it has any, and not in this process. A sampler
+                that draws from the training's generator then does so when it did before.
         """
         self.begun = False
         if not workers:
@@ -142,11 +143,12 @@ class CachedLoaders:
             if dataset is None:
                 return loader
             made = with_attributes(loader, dataset=dataset)
-            # Persistent workers are started once, and draw a seed once: without them one would be drawn each epoch.
-            if self._workers or not loader.num_workers or loader.persistent_workers:
+            # Workers run a sampler to its end, where it draws once more, and this process does not.
+            if self._workers or not loader.num_workers or any(_generators(*_samplers(loader))):
                 return made
-            self._options[id(dataset)] = {name: getattr(loader, name) for name in _NO_WORKERS}
-            return with_attributes(made, **_NO_WORKERS)
+            self._options[id(dataset)] = {name: getattr(loader, name) for name in ("__class__", *_NO_WORKERS)}
+            kind = _seeded_once(type(loader)) if loader.persistent_workers else type(loader)
+            return with_attributes(made, **_NO_WORKERS, __class__=kind)
 
         replaced = tree_map_only(DataLoader, one, loaders)
         self._set_random_state(state)
@@ -154,7 +156,11 @@ class CachedLoaders:
 
     def random_state(self, loaders: Any) -> list[Any]:
         """Give the state of all generators of this process, and of those that the loaders hold."""
-        own = [(generator, generator.get_state()) for loader in _flat(loaders) for generator in _generators(loader)]
+        own = [
+            (generator, generator.get_state())
+            for loader in _flat(loaders)
+            for generator in _generators(loader, *_samplers(loader))
+        ]
         return [capture_random_state(self._trainer.strategy.root_device), own]
 
     def _set_random_state(self, state: list[Any]) -> None:
@@ -201,7 +207,8 @@ class CachedLoaders:
 
     def _has_iterator(self, loop: Any) -> bool:
         return loop._combined_loader is not None and any(
-            getattr(loader, "_iterator", None) is not None for loader in loop._combined_loader.flattened
+            getattr(loader, "_iterator", None) is not None or hasattr(loader, _SEEDED)
+            for loader in loop._combined_loader.flattened
         )
 
     def _start_workers(self, loader: Any) -> None:
@@ -237,6 +244,18 @@ def _without_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     return with_attributes(loader, **_NO_WORKERS)
 
 
+def _seeded_once(kind: type[DataLoader[Any]]) -> type[DataLoader[Any]]:
+    """Make a class of loaders without workers that draw a seed once, as those with persistent workers do."""
+
+    def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+        if hasattr(loader, _SEEDED):
+            loader.generator = torch.Generator()
+        setattr(loader, _SEEDED, True)
+        return kind.__iter__(loader)
+
+    return type(kind.__name__, (kind,), {"__iter__": iterate})
+
+
 def _nothing(split: Split, number: int, loader: DataLoader[Any]) -> None:
     return None
 
@@ -247,9 +266,12 @@ def _flat(loaders: Any) -> list[Any]:
     return [one for value in loaders for one in _flat(value)] if isinstance(loaders, list | tuple) else [loaders]
 
 
-def _generators(loader: Any) -> Iterator[torch.Generator]:
-    """Yield the generators of a loader and its samplers, each once."""
+def _samplers(loader: Any) -> tuple[Any, ...]:
     batches = getattr(loader, "batch_sampler", None)
-    holders = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    return getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)
+
+
+def _generators(*holders: Any) -> list[torch.Generator]:
+    """Return the generators of loaders or samplers, each once."""
     found = [getattr(holder, "generator", None) for holder in holders]
-    yield from {id(one): one for one in found if isinstance(one, torch.Generator)}.values()
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, WeightedRandomSampler
 
 
 class Counter:
@@ -97,6 +97,8 @@ def train_loader(kind: str = "shuffle", workers: int = 0, **images: Any) -> Data
         options = {"sampler": WeightedRandomSampler(torch.arange(1.0, TRAIN + 1), 40)}
     if kind == "own generator":
         options |= {"generator": torch.Generator().manual_seed(5), "persistent_workers": workers > 0}
+    if kind == "persistent":
+        options = {"sampler": RandomSampler(range(TRAIN)), "persistent_workers": True}
     return DataLoader(Images(TRAIN, **images), 8, drop_last=True, num_workers=workers, **options)
 
 
