@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,7 @@ from lit_transfer.weights._stand_ins import InertDict
 from lit_transfer.weights._torch_legacy import read_torch_legacy
 from lit_transfer.weights._torch_tar import read_torch_tar
 from lit_transfer.weights._torch_zip import read_torch_zip
+from lit_transfer.weights._unpacked import unpacked
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Checkpoint"
 
@@ -107,9 +108,9 @@ def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
 
     Args:
         source: Path of a file that torch.save wrote (zip, legacy, tar), of a safetensors file, or of the index of a
-            sharded checkpoint, whatever its suffix; a folder with one of them; an `http(s)://` address, or
-            `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors or numpy arrays, nested or
-            not; or a checkpoint that is open already.
+            sharded checkpoint, whatever its suffix and compressed with gzip or not; a folder with one of them; an
+            `http(s)://` address, or `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors or
+            numpy arrays, nested or not; or a checkpoint that is open already.
         verify: Whether tensors of a zip file are compared with their checksums when they are read. That costs about
             twice the time of reading them; it is not done for a tensor that is a small part of its storage.
 
@@ -145,6 +146,8 @@ _READERS: dict[Format, Callable[[SourceFile], Content]] = {
 
 def _read(file: SourceFile, verify: bool, *, shard: bool = False) -> Content:
     format_ = recognise(file)
+    if format_ == "gzip":
+        return _read_packed(file, verify, shard)
     if format_ == "zip":
         return read_torch_zip(file, verify=verify)
     if format_ != "index":
@@ -154,7 +157,16 @@ def _read(file: SourceFile, verify: bool, *, shard: bool = False) -> Content:
     return read_sharded(file, partial(_read, verify=verify, shard=True))
 
 
-_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar")
+def _read_packed(file: SourceFile, verify: bool, shard: bool) -> Content:
+    inside = unpacked(file)
+    try:
+        content = _read(inside, verify, shard=shard)
+    except WeightsError as error:  # nobody knows the temporary name
+        raise WeightsError(str(error).replace(str(inside.path), f"{file.path}, unpacked,")) from error
+    return replace(content, format=f"{content.format} in gzip")
+
+
+_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".gz")
 
 
 def _in_folder(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -16,11 +16,15 @@ from lit_transfer.weights._pickled import ArrayTensor, UnreadTensor
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as it was when it was opened; a file that has changed since is refused."""
+    """A file as it was when it was opened; a file that has changed since is refused.
+
+    `owner` is what must live as long as the file is looked at: a temporary file goes with it.
+    """
 
     path: Path
     size: int
     modified_ns: int
+    owner: object = field(default=None, compare=False, repr=False)
 
     @classmethod
     def at(cls, path: Path) -> "SourceFile":

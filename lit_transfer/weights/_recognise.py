@@ -7,8 +7,9 @@ from typing import Literal, TypeAlias
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._lazy import SourceFile
 from lit_transfer.weights._tar import tar_members
+from lit_transfer.weights._unpacked import GZIP
 
-Format: TypeAlias = Literal["zip", "legacy", "tar", "safetensors", "index"]
+Format: TypeAlias = Literal["gzip", "zip", "legacy", "tar", "safetensors", "index"]
 _HEAD_BYTES = 4096
 
 # First bytes -> what it is, and what to do. A later format moves from here to its own reader.
@@ -18,7 +19,6 @@ _FOREIGN: dict[bytes, str] = {
     "arrays with safetensors.numpy.save_file",
     b"\x93NUMPY": "a single numpy array (.npy): put it in a dictionary with its name and pass that as the source",
     b"GGUF": "a GGUF file: convert it with the gguf package to safetensors",
-    b"\x1f\x8b": "compressed with gzip: unpack it with gunzip",
     b"BZh": "compressed with bzip2: unpack it with bunzip2",
     b"\xfd7zXZ\x00": "compressed with xz: unpack it with unxz",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it with unzstd",
@@ -47,6 +47,10 @@ def recognise(file: SourceFile) -> Format:
         if matches(head, file):
             return name
     raise WeightsError(f"{file.path} is {_foreign(head, file)}")
+
+
+def _is_gzip(head: bytes, file: SourceFile) -> bool:
+    return head.startswith(GZIP)
 
 
 def _is_zip(head: bytes, file: SourceFile) -> bool:
@@ -100,6 +104,7 @@ def _is_index(head: bytes, file: SourceFile) -> bool:
 
 
 _READ: tuple[tuple[Callable[[bytes, SourceFile], bool], Format], ...] = (
+    (_is_gzip, "gzip"),
     (_is_zip, "zip"),
     (_is_legacy, "legacy"),
     (_is_tar, "tar"),

@@ -1,6 +1,5 @@
 """What is no checkpoint, or one of another library, is named, with the way to convert it."""
 
-import gzip
 import pickle
 import tarfile
 import zipfile
@@ -28,7 +27,6 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "tflite": (b"\x1c\0\0\0TFL3\0\0", "TensorFlow Lite"),
     "npy": (b"\x93NUMPY\x01\0", "numpy array"),
     "gguf": (b"GGUF\x03\0\0\0", "GGUF"),
-    "gzip": (gzip.compress(b"x"), "gunzip"),
     "json": (b'{"a": 1}', "JSON"),
     "xml": (b"<?xml version='1.0'?><net/>", "XML"),
     "pickle": (pickle.dumps({"a": "b"}), "torch.save did not write"),
