@@ -11,12 +11,12 @@ from torch import Tensor
 __all__ = ["FirstDraw", "is_random", "probe"]
 
 
-def probe(length: int, count: int = 64) -> list[int]:
-    """Give the indices of samples spread evenly over a dataset, all of them if there are no more than `count`.
+def probe(length: int) -> list[int]:
+    """Give the indices of the samples of a dataset that are drawn twice: 64 that are spread evenly over it, or all.
 
     Of a flip with probability 0.5, all 64 miss with probability 2 ** -64.
     """
-    count = min(length, count)
+    count = min(length, 64)
     return [number * length // count for number in range(count)]
 
 

@@ -32,8 +32,9 @@ def test_both_end_where_they_end_without(case: str, ranks: list[dict[str, Any]])
 
 
 def test_each_computes_its_share_and_all_read_all(ranks: list[dict[str, Any]]) -> None:
-    computed = [rank["probe hooks"]["computed"] - 3 * 2 * 8 for rank in ranks]
+    computed = [rank["probe hooks"]["computed"] - 2 * 2 * 4 for rank in ranks]
     assert sum(computed) == TRAIN + 3 + VAL
     assert min(computed) >= 0.3 * sum(computed)
     reads = sum(rank["probe hooks"]["reads"] for rank in ranks)
-    assert reads == 2 * 2 * 8 + 2 * (TRAIN + VAL) + 3
+    looked, filled, twice = 2 * 2 * 4, TRAIN + 3 + VAL, TRAIN + VAL
+    assert reads == looked + filled + twice
