@@ -11,11 +11,9 @@ import torch
 
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._lazy import FileTensor
-from lit_transfer.weights._pickled import ArrayTensor, UnreadTensor
+from lit_transfer.weights._pickled import NUMBERS, ArrayTensor, UnreadTensor
 from lit_transfer.weights._stand_ins import Global, InertDict, StandIn, TypedStorage
 
-# Kinds of plain numbers; what else numpy has (text, records, objects, times) is no weight.
-_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16"}
 _PLAIN = "save {{name: tensor.{}() for name, tensor in state_dict.items()}} where it was made"
 
 _STORAGES = {
@@ -145,7 +143,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> ArrayTensor | None:
 def _numpy_dtype(dtype: Any) -> "np.dtype[Any] | None":
     """The dtype of plain numbers that a stand-in for numpy.dtype means: its code, and the byte order in its state."""
     code = dtype.args[0] if isinstance(dtype, StandIn) and dtype.args else None
-    if not isinstance(code, str) or code not in _NUMBERS:
+    if not isinstance(code, str) or code not in NUMBERS:
         return None
     state = dtype.state if isinstance(dtype.state, tuple) else ()
     order = state[1] if len(state) > 1 else "="

@@ -18,6 +18,7 @@ from lit_transfer.weights._fetch import fetch, is_remote
 from lit_transfer.weights._layouts import StateDict, find_state_dicts
 from lit_transfer.weights._lazy import MemoryTensor, SourceFile
 from lit_transfer.weights._map_location import MapLocation
+from lit_transfer.weights._npz import read_npz
 from lit_transfer.weights._pickled import ArrayTensor, UnreadTensor, not_plain
 from lit_transfer.weights._recognise import Format, recognise
 from lit_transfer.weights._safetensors import read_safetensors
@@ -107,10 +108,10 @@ def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
     However a file is made, opening it takes at most 1 GB of memory beside its own size, and a minute.
 
     Args:
-        source: Path of a file that torch.save wrote (zip, legacy, tar), of a safetensors file, or of the index of a
-            sharded checkpoint, whatever its suffix and compressed with gzip or not; a folder with one of them; an
-            `http(s)://` address, or `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors or
-            numpy arrays, nested or not; or a checkpoint that is open already.
+        source: Path of a file that torch.save wrote (zip, legacy, tar), of a safetensors file, of a numpy archive
+            (.npz), or of the index of a sharded checkpoint, whatever its suffix and compressed with gzip or not; a
+            folder with one of them; an `http(s)://` address, or `hf://organisation/repository[@revision][/file]`; a
+            mapping of names to tensors or numpy arrays, nested or not; or a checkpoint that is open already.
         verify: Whether tensors of a zip file are compared with their checksums when they are read. That costs about
             twice the time of reading them; it is not done for a tensor that is a small part of its storage.
 
@@ -148,8 +149,8 @@ def _read(file: SourceFile, verify: bool, *, shard: bool = False) -> Content:
     format_ = recognise(file)
     if format_ == "gzip":
         return _read_packed(file, verify, shard)
-    if format_ == "zip":
-        return read_torch_zip(file, verify=verify)
+    if format_ in ("zip", "npz"):
+        return (read_torch_zip if format_ == "zip" else read_npz)(file, verify=verify)
     if format_ != "index":
         return _READERS[format_](file)
     if shard:
@@ -166,7 +167,7 @@ def _read_packed(file: SourceFile, verify: bool, shard: bool) -> Content:
     return replace(content, format=f"{content.format} in gzip")
 
 
-_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".gz")
+_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".npz", ".gz")
 
 
 def _in_folder(folder: Path) -> Path:

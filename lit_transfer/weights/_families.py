@@ -1,7 +1,8 @@
 """Renames of known families of architectures, where a file's names are those of another version or library.
 
 Sources: torchvision densenet.py and vision_transformer.py (`_load_state_dict`, `MLPBlock._load_from_state_dict`), the
-released checkpoints of Swin, ConvNeXt, CLIP and DINOv2, and timm's models of the same names.
+released checkpoints of Swin, ConvNeXt, CLIP and DINOv2, and timm's models of the same names; for JAX's ViT
+`_load_weights` in timm's vision_transformer.py.
 """
 
 import re
@@ -46,6 +47,19 @@ _CLIP_TO_TIMM = (
     (r"(?<=\.)attn\.out_proj\.", "attn.proj."),
     (r"(?<=\.)mlp\.c_fc\.", "mlp.fc1."),
     (r"(?<=\.)mlp\.c_proj\.", "mlp.fc2."),
+)
+_JAX_TO_TIMM = (
+    (r"(?:^|(?<=\.))Transformer\.encoderblock_(\d+)\.", r"blocks.\1."),
+    (r"(?<=\.)LayerNorm_0\.", "norm1."),
+    (r"(?<=\.)LayerNorm_[12]\.", "norm2."),
+    (r"(?<=\.)MultiHeadDotProductAttention_[01]\.in_proj_(weight|bias)$", r"attn.qkv.\1"),
+    (r"(?<=\.)MultiHeadDotProductAttention_[01]\.out\.", "attn.proj."),
+    (r"(?<=\.)MlpBlock_[03]\.Dense_0\.", "mlp.fc1."),
+    (r"(?<=\.)MlpBlock_[03]\.Dense_1\.", "mlp.fc2."),
+    (r"(?:^|(?<=\.))cls$", "cls_token"),
+    (r"(?:^|(?<=\.))(?:Transformer\.posembed_input\.)?pos_embedding$", "pos_embed"),
+    (r"(?:^|(?<=\.))embedding\.", "patch_embed.proj."),
+    (r"(?:^|(?<=\.))Transformer\.encoder_norm\.", "norm."),
 )
 _CONVNEXT_TO_TIMM = (
     (r"(?:^|(?<=\.))stages\.(\d+)\.(\d+)\.dwconv\.", r"stages.\1.blocks.\2.conv_dw."),
@@ -93,6 +107,8 @@ FAMILIES = (
     ),
     Family("torchvision ViT to timm", (_VIT_TO_TIMM[3], *_VIT_TO_TIMM[:3], *_VIT_TO_TIMM[4:])),
     Family("timm ViT to torchvision", _TIMM_TO_VIT),
+    Family("JAX ViT to timm", _JAX_TO_TIMM),
+    Family("JAX ViT to torchvision", (*_JAX_TO_TIMM, *_TIMM_TO_VIT)),
     Family("CLIP to timm", _CLIP_TO_TIMM),
     Family("ConvNeXt to timm", _CONVNEXT_TO_TIMM),
     Family(

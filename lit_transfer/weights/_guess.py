@@ -7,6 +7,7 @@ from collections.abc import Iterable
 # The first that is found, the more special first.
 _LOOKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"visual\.transformer\.resblocks\.", "CLIP", ()),
+    (r"encoderblock_\d+\.MultiHeadDotProductAttention", "a ViT (JAX)", ()),
     (r"encoder_layer_\d+\.self_attention\.", "a ViT (torchvision)", ("vit_*",)),
     (r"\.MBconv\.|stages\.\d+\.blocks\.\d+\.conv\.conv2_kxk\.", "a MaxViT", ("maxvit_*",)),
     (r"relative_position_bias_table|cpb_mlp\.", "a Swin transformer", ("swin_*",)),

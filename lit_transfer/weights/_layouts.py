@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._flax import is_flax, torch_arrays
 from lit_transfer.weights._lazy import LazyTensor
 from lit_transfer.weights._patterns import chosen, require_hits
 from lit_transfer.weights._stand_ins import InertDict, StandIn, as_tensor
@@ -92,6 +93,8 @@ class _Search:
 
     def _dictionary(self, value: dict[Any, Any], path: tuple[str, ...]) -> None:
         tensors = {name: t for name, item in _items(value) if (t := as_tensor(item)) is not None}
+        if is_flax(tensors):
+            tensors = torch_arrays(tensors)
         if tensors:
             attributes = value.attributes if isinstance(value, InertDict) else {}
             self.found.append(StateDict(".".join(path), tensors, metadata=_versions(attributes.get("_metadata"))))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._made import MadeTensor
 from lit_transfer.weights._map_location import MapLocation, placed
 from lit_transfer.weights._pickled import ArrayTensor, UnreadTensor
 
@@ -204,12 +205,18 @@ class MemoryTensor:
         target.copy_(self.tensor.detach())
 
 
-LazyTensor: TypeAlias = FileTensor | MemoryTensor | ArrayTensor | UnreadTensor
+LazyTensor: TypeAlias = FileTensor | MemoryTensor | ArrayTensor | MadeTensor | UnreadTensor
 
 
 def is_mostly_wanted(storage: Storage, nbytes: int) -> bool:
     """Whether so much of a storage is to be read that its checksum is worth reading the rest."""
     return 2 * nbytes >= storage.nbytes
+
+
+def strides(shape: tuple[int, ...], *, columns: bool = False) -> tuple[int, ...]:
+    """Strides in elements of an array without gaps, row by row or (as in Fortran) column by column."""
+    inner = [shape[:i] if columns else shape[i + 1 :] for i in range(len(shape))]
+    return tuple(map(math.prod, inner))
 
 
 def _row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

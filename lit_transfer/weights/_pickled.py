@@ -15,6 +15,17 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._map_location import MapLocation, placed
 
+# Codes of plain numbers; what else numpy has (text, records, objects, times) is no weight.
+NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16"}
+
+
+def torch_dtype(dtype: "np.dtype[Any]") -> torch.dtype | None:
+    """The dtype of numbers of numpy, in this machine's byte order; None if torch has no such kind."""
+    try:
+        return torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
+    except TypeError:
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayTensor:
@@ -26,10 +37,8 @@ class ArrayTensor:
     @classmethod
     def of(cls, array: "np.ndarray[Any, Any]") -> "ArrayTensor | None":
         """The array as a tensor; None if torch has no such kind of number."""
-        try:
-            return cls(array, torch.from_numpy(np.empty(0, array.dtype.newbyteorder("="))).dtype)
-        except TypeError:
-            return None
+        dtype = torch_dtype(array.dtype)
+        return None if dtype is None else cls(array, dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -6,10 +6,11 @@ from typing import Literal, TypeAlias
 
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._lazy import SourceFile
+from lit_transfer.weights._npz import is_npz
 from lit_transfer.weights._tar import tar_members
 from lit_transfer.weights._unpacked import GZIP
 
-Format: TypeAlias = Literal["gzip", "zip", "legacy", "tar", "safetensors", "index"]
+Format: TypeAlias = Literal["gzip", "npz", "zip", "legacy", "tar", "safetensors", "index"]
 _HEAD_BYTES = 4096
 
 # First bytes -> what it is, and what to do. A later format moves from here to its own reader.
@@ -53,6 +54,10 @@ def _is_gzip(head: bytes, file: SourceFile) -> bool:
     return head.startswith(GZIP)
 
 
+def _is_npz(head: bytes, file: SourceFile) -> bool:
+    return is_npz(head)
+
+
 def _is_zip(head: bytes, file: SourceFile) -> bool:
     if not head.startswith(b"PK"):
         return False
@@ -69,8 +74,6 @@ def _is_zip(head: bytes, file: SourceFile) -> bool:
 def _foreign_zip(names: list[str]) -> str:
     if any(name.endswith(".weights.h5") for name in names):
         return "a Keras file: load it with keras and save the arrays with safetensors.numpy.save_file"
-    if names and all(name.endswith(".npy") for name in names):
-        return "a numpy archive (.npz): pass {name: torch.from_numpy(array) ...} of numpy.load(path) as the source"
     inside = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".tar"))]
     if inside:
         return f"a zip archive with {inside[0]!r} in it: unpack it and give that file"
@@ -105,6 +108,7 @@ def _is_index(head: bytes, file: SourceFile) -> bool:
 
 _READ: tuple[tuple[Callable[[bytes, SourceFile], bool], Format], ...] = (
     (_is_gzip, "gzip"),
+    (_is_npz, "npz"),
     (_is_zip, "zip"),
     (_is_legacy, "legacy"),
     (_is_tar, "tar"),

@@ -12,7 +12,7 @@ import torch
 
 from lit_transfer.weights._content import Content
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import FileTensor, SourceFile, Storage
+from lit_transfer.weights._lazy import FileTensor, SourceFile, Storage, strides
 from lit_transfer.weights._stand_ins import InertDict
 
 MAX_HEADER_BYTES = 32 * 2**20
@@ -92,7 +92,7 @@ def _tensor(name: str, entry: Any, file: SourceFile, start: int) -> FileTensor:
     def locate(handle: IO[bytes]) -> int:
         return position
 
-    return FileTensor(Storage(file, last - first, locate), dtype, shape, _strides(shape))
+    return FileTensor(Storage(file, last - first, locate), dtype, shape, strides(shape))
 
 
 def _require_apart(header: dict[str, Any], file: SourceFile) -> None:
@@ -101,7 +101,3 @@ def _require_apart(header: dict[str, Any], file: SourceFile) -> None:
     for (_, end, name), (first, _, other) in pairwise(places):
         if first < end:
             raise WeightsError(f"{file.path}: {name!r} and {other!r} overlap: damaged")
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

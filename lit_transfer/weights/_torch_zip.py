@@ -1,18 +1,14 @@
 """Torch's zip format: a pickle beside one stored member for each storage.
 
-Layout: `NAME/data.pkl`, `NAME/data/KEY` (raw bytes, stored, aligned to 64), `NAME/byteorder`, `NAME/version`. The
-archive's CRC-32 of a member is 0 where the author told torch not to compute it.
+Layout: `NAME/data.pkl`, `NAME/data/KEY` (raw bytes, stored, aligned to 64), `NAME/byteorder`, `NAME/version`.
 Source: torch/serialization.py and caffe2/serialize/inline_container.cc.
 """
 
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
-from typing import IO, Any
+from typing import Any
 
 from lit_transfer.weights._builders import storage_dtype
 from lit_transfer.weights._content import Content
@@ -20,9 +16,9 @@ from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._inert import MAX_PICKLE_BYTES, unpickle_bytes
 from lit_transfer.weights._lazy import SourceFile, Storage
 from lit_transfer.weights._stand_ins import TypedStorage
+from lit_transfer.weights._zip_members import damaged_zip, first_byte, require_apart, verify_member
 
 MAX_MEMBERS = 1_000_000
-_CHUNK = 2**18  # stays in the processor's cache between the read and the checksum
 
 
 def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
@@ -34,7 +30,7 @@ def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
     """
     try:
         with zipfile.ZipFile(file.path) as archive:
-            _require_apart(file, archive.infolist())
+            require_apart(file, archive.infolist())
             members = {info.filename: info for info in archive.infolist()}
             root = _root(file, members)
             data = _small_member(archive, members[root + "data.pkl"], file)
@@ -43,10 +39,7 @@ def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(
-            f"{file.path} is a zip file that is truncated or damaged ({error}); it has {file.size:,} bytes: "
-            "compare with the size at its source and copy or download it again"
-        ) from error
+        raise damaged_zip(file, error) from error
     storages: dict[str, Storage] = {}
 
     def storage(pid: Any) -> Any:
@@ -60,18 +53,6 @@ def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
     content, names = unpickle_bytes(data, storage)
     script = any(name.startswith(root + "code/") for name in members)
     return Content(content, "TorchScript archive" if script else "torch zip", file, names)
-
-
-def _require_apart(file: SourceFile, infos: list[zipfile.ZipInfo]) -> None:
-    """Raise a WeightsError if two members have one name, or share bytes."""
-    if len({info.filename for info in infos}) != len(infos):
-        raise WeightsError(f"{file.path} is a zip file with two members of one name: no checkpoint is like that")
-    for one, other in pairwise(sorted(infos, key=lambda info: info.header_offset)):
-        if one.header_offset + 30 + len(one.orig_filename) + one.compress_size > other.header_offset:
-            raise WeightsError(
-                f"{file.path} is a zip file whose members {one.filename!r} and {other.filename!r} overlap: no "
-                "checkpoint is like that"
-            )
 
 
 def _root(file: SourceFile, members: dict[str, zipfile.ZipInfo]) -> str:
@@ -91,7 +72,7 @@ def _small_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: SourceF
         raise WeightsError(f"{file.path}: {info.filename} declares {info.file_size:,} bytes: damaged, or a zip bomb")
     if info.CRC == 0 and info.compress_type == zipfile.ZIP_STORED:  # not computed: zipfile would call it bad
         with file.open() as handle:
-            handle.seek(_first_byte(file, info.header_offset, info.filename, handle))
+            handle.seek(first_byte(file, info.header_offset, info.filename, handle))
             return handle.read(info.file_size)
     with archive.open(info) as member:
         return member.read(info.file_size)
@@ -116,31 +97,6 @@ def _storage(
         raise WeightsError(f"{file.path} was zipped again with compression: unpack it and zip it with `zip -0 -r`")
     if info.file_size < nbytes or info.header_offset + info.file_size > file.size:
         raise WeightsError(f"{file.path}: member {name!r} has {info.file_size} bytes where {nbytes} are needed")
-    locate = partial(_first_byte, file, info.header_offset, name)
-    verify = partial(_verify, file, info, locate) if info.CRC else None
+    locate = partial(first_byte, file, info.header_offset, name)
+    verify = partial(verify_member, file, info) if info.CRC else None
     return Storage(file, nbytes, locate, location, swapped, verify)
-
-
-def _verify(file: SourceFile, info: zipfile.ZipInfo, locate: Callable[[IO[bytes]], int], handle: IO[bytes]) -> None:
-    """Compare a member's bytes with the archive's CRC-32 of them."""
-    handle.seek(locate(handle))
-    left, found, buffer = info.file_size, 0, memoryview(bytearray(_CHUNK))
-    while left and (count := handle.readinto(buffer[: min(left, _CHUNK)])):  # type: ignore[attr-defined]  # a RawIOBase
-        found = zlib.crc32(buffer[:count], found)
-        left -= count
-    if left or found != info.CRC:
-        raise WeightsError(
-            f"{file.path}: the bytes of member {info.filename!r} do not have the checksum that the archive names: "
-            "damaged since they were written; copy or download the file again "
-            "(open_checkpoint(path, verify=False) reads it as it is)"
-        )
-
-
-def _first_byte(file: SourceFile, header: int, name: str, handle: IO[bytes]) -> int:
-    """Where a member's data begins: only its local header knows how much padding there is."""
-    handle.seek(header)
-    fixed = handle.read(30)
-    if len(fixed) < 30 or fixed[:4] != b"PK\x03\x04":
-        raise WeightsError(f"{file.path}: the header of member {name!r} is damaged")
-    name_length, extra_length = struct.unpack("<HH", fixed[26:30])
-    return header + 30 + int(name_length) + int(extra_length)

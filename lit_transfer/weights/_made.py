@@ -1,0 +1,51 @@
+"""Tensors that are put together when they are read: transposed, joined, cut out of others, or unpacked."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_transfer.weights._errors import WeightsError
+from lit_transfer.weights._map_location import MapLocation, placed
+
+
+@dataclass(frozen=True, eq=False)
+class MadeTensor:
+    """A tensor of known dtype and shape that `make` gives, with the face of a FileTensor.
+
+    Loading makes all such tensors before it changes the first value of a model.
+    """
+
+    make: Callable[[], Tensor]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def location(self) -> str:
+        """They are made on the CPU."""
+        return "cpu"
+
+    def place(self) -> object:
+        """Each is a tensor of its own."""
+        return id(self)
+
+    def check(self, handle: None = None) -> None:
+        """There is nothing to check before it is made."""
+
+    def read(self, map_location: MapLocation = None) -> Tensor:
+        """The tensor, where `map_location` puts it."""
+        made = self.make().contiguous()
+        if made.dtype != self.dtype or tuple(made.shape) != self.shape:
+            raise WeightsError(f"{self.dtype} {self.shape} was declared, and {made.dtype} {tuple(made.shape)} found")
+        return placed(made, self.location, map_location)
+
+    def read_into(self, target: Tensor, handle: None = None) -> None:
+        """Copy the values into `target`."""
+        target.copy_(self.read())
