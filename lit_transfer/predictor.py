@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_transfer.backbones import Preprocessing
-from lit_transfer.data import convert_image, is_image, read_image
+from lit_transfer.data import convert_image, is_image, read_pixels
 from lit_transfer.modules import TransferModule, read_saved
 from lit_transfer.restore import read_training_state
 from lit_transfer.weights import WeightsError
@@ -100,12 +100,12 @@ class Predictor:
         answer: Tensor = self._compute(batch, 0) if isinstance(self.module, LightningModule) else self._compute(batch)
         return answer.float().cpu()
 
-    def _open(self, image: ImageLike) -> Image.Image:
+    def _open(self, image: ImageLike) -> Image.Image | Tensor:
         mode = self.preprocessing.mode
         if isinstance(image, str | Path):
             if not Path(image).is_file():
                 raise FileNotFoundError(f"No image at {str(image)!r}.")
-            return read_image(image, mode)
+            return read_pixels(image, mode)
         return convert_image(image if isinstance(image, Image.Image) else _to_pil(image), mode)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
     from torchvision.transforms import v2
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing"]
@@ -57,11 +58,19 @@ class Preprocessing:
             )
         return _MODES[len(self.mean)]
 
+    def opening(self) -> nn.Module:
+        """Make the first step of a transform: to a tensor, which is resized in less time than a PIL image."""
+        from torchvision.transforms import v2
+
+        step: nn.Module = v2.ToPILImage() if self.interpolation == "lanczos" else v2.ToImage()  # only PIL has that one
+        return step
+
     def transform(self) -> v2.Compose:
         """Make the transform for evaluation: a PIL image of this mode, or a uint8 tensor (C, H, W).
 
         Returns:
-            A transform that gives a float tensor (C, crop, crop), as the presets of torchvision and timm do.
+            A transform that gives a float tensor (C, crop, crop), as the presets of torchvision and timm do but for
+            the rounding in resized PIL images, by two of 255 levels at most.
         """
         import torch
         from torchvision.transforms import v2
@@ -69,6 +78,7 @@ class Preprocessing:
         mode = v2.InterpolationMode(self.interpolation)
         return v2.Compose(
             [
+                self.opening(),
                 v2.Resize(self.resize, interpolation=mode, antialias=True),
                 v2.CenterCrop(self.crop),
                 v2.ToImage(),

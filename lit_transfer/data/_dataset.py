@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,8 +25,8 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         samples: Sequence[tuple[Any, int]],
         classes: Sequence[str],
         *,
-        read: Callable[[Any], Image.Image],
-        transform: Callable[[Image.Image], Tensor],
+        read: Callable[[Any], Tensor],
+        transform: Callable[[Tensor], Tensor],
         seed: int | None = None,
     ) -> None:
         """Remember where images come from.
@@ -35,8 +34,8 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         Args:
             samples: (what `read` takes, number of the class) for each image.
             classes: Names of the classes.
-            read: Makes an image.
-            transform: Makes the image a float tensor (C, H, W).
+            read: Gives the pixels of an image, uint8 (C, H, W).
+            transform: Makes of these a float tensor (C, H, W).
             seed: What the transform draws at random from torch, Python or numpy is a function of this, the epoch and
                 the index; None where it draws nothing.
         """

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 # What torchvision's ImageFolder takes. GIF is not among them: in photo folders it is a placeholder or an animation.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -44,6 +46,22 @@ def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
         raise _broken(path, error) from error
 
 
+def read_pixels(path: str | Path, mode: str = "RGB") -> Tensor:
+    """Read an image file as `convert_image` gives it, as a tensor.
+
+    Args:
+        path: The file.
+        mode: `"L"`, `"RGB"` or `"RGBA"`.
+
+    Returns:
+        uint8, (C, H, W).
+
+    Raises:
+        ValueError: If the file cannot be decoded; it names the file.
+    """
+    return pil_to_tensor(read_image(path, mode))
+
+
 def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
     """Bring an image upright and to 8 bits of grey, RGB or RGBA.
 
@@ -57,7 +75,8 @@ def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:
     Raises:
         ValueError: If its values have no known range (32-bit integers beyond 16 bits, floating point).
     """
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # otherwise it is copied for nothing
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image)
     if mode != "RGBA" and image.has_transparency_data:

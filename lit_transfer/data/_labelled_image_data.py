@@ -12,7 +12,6 @@ import torch
 from lightning.fabric.utilities import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -89,8 +88,8 @@ class LabelledImageData(LightningDataModule, ABC):
         """Find all samples; called once."""
 
     @abstractmethod
-    def reader(self, mode: str) -> Callable[[Any], Image.Image]:
-        """Make what opens one sample as a PIL image of a mode."""
+    def reader(self, mode: str) -> Callable[[Any], Tensor]:
+        """Make what gives the pixels of one sample, uint8 (C, H, W), in the channels of a PIL mode."""
 
     @abstractmethod
     def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
@@ -98,7 +97,7 @@ class LabelledImageData(LightningDataModule, ABC):
 
     @abstractmethod
     def default_augmentation(self, preprocessing: Preprocessing) -> Sequence[nn.Module]:
-        """Make the steps of `augment="default"`, from a PIL image to one of the size `preprocessing.crop`."""
+        """Make the steps of `augment="default"`, from pixels of any size to (C, crop, crop)."""
 
     # --- Lightning ------------------------------------------------------------------------------------------------
 
@@ -205,9 +204,7 @@ class LabelledImageData(LightningDataModule, ABC):
         preprocessing = getattr(module, "preprocessing", None)
         return preprocessing if isinstance(preprocessing, Preprocessing) else IMAGENET
 
-    def _dataset(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], seed: int | None = None
-    ) -> LabelledImages:
+    def _dataset(self, split: Split, transform: Callable[[Tensor], Tensor], seed: int | None = None) -> LabelledImages:
         assert self._collection is not None
         read = self.reader(self.preprocessing.mode)
         samples = self._collection.splits[split]

@@ -18,14 +18,14 @@ _POLICIES: dict[str, Callable[[], nn.Module]] = {"trivial": v2.TrivialAugmentWid
 
 def training_transform(
     augment: Augment, preprocessing: Preprocessing, default: Sequence[nn.Module]
-) -> Callable[[Image.Image], Tensor]:
+) -> Callable[[Tensor], Tensor]:
     """Build the transform of the training images.
 
     Args:
         augment: `"none"` for the transform of evaluation; `"default"`; `"trivial"` and `"rand"` for the default
             followed by TrivialAugmentWide or RandAugment; or a callable, see `FreeTransform`.
         preprocessing: That of the backbone.
-        default: What `"default"` does to a PIL image; it ends with the backbone's image size.
+        default: What `"default"` does to the pixels of an image; it ends with the backbone's image size.
 
     Raises:
         ValueError: If a policy cannot work on images with an alpha channel.
@@ -35,8 +35,8 @@ def training_transform(
     policy = [_POLICIES[augment]()] if augment in _POLICIES else []
     if policy and preprocessing.mode == "RGBA":
         raise ValueError(f"data.augment={augment!r} works on images of 1 or 3 channels; the backbone takes 4.")
-    steps = v2.Compose([*default, *policy, *_to_input(preprocessing)])
-    transform: Callable[[Image.Image], Tensor] = preprocessing.transform() if augment == "none" else steps
+    steps = v2.Compose([preprocessing.opening(), *default, *policy, *_to_input(preprocessing)])
+    transform: Callable[[Tensor], Tensor] = preprocessing.transform() if augment == "none" else steps
     return transform
 
 
@@ -55,18 +55,18 @@ class FreeTransform:
 
     def __init__(self, augment: Callable[[Any], Any], preprocessing: Preprocessing) -> None:
         self.augment = augment
-        self.mode = preprocessing.mode
-        self.fit = v2.Compose([resize_to_crop(preprocessing), *_to_input(preprocessing)])
+        self.mode, self.open = preprocessing.mode, v2.ToPILImage()
+        self.fit = v2.Compose([preprocessing.opening(), resize_to_crop(preprocessing), *_to_input(preprocessing)])
         self.shape = (len(preprocessing.mean), preprocessing.crop, preprocessing.crop)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Transform a PIL image to a float tensor (C, H, W).
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Transform the pixels of an image, uint8 (C, H, W), to a float tensor of the backbone's size.
 
         Raises:
             TypeError: If the user's transform gives something other than an image or a tensor.
             ValueError: If its tensor has another shape than the backbone takes.
         """
-        out = self.augment(image)
+        out = self.augment(self.open(pixels))
         if isinstance(out, Image.Image):
             out = v2.functional.pil_to_tensor(convert_image(out, self.mode))
         if not isinstance(out, Tensor):
@@ -79,5 +79,6 @@ class FreeTransform:
 
 
 def _to_input(preprocessing: Preprocessing) -> list[nn.Module]:
-    scale = v2.ToDtype(torch.float32, scale=True)
-    return [v2.ToImage(), scale, v2.Normalize(list(preprocessing.mean), list(preprocessing.std)), v2.ToPureTensor()]
+    scale = v2.ToDtype(torch.float32, scale=True)  # makes a new tensor of uint8, so that the rest may change it
+    normalise = v2.Normalize(list(preprocessing.mean), list(preprocessing.std), inplace=True)
+    return [v2.ToImage(), scale, normalise, v2.ToPureTensor()]

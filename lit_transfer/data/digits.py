@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.data._images import convert_image
@@ -98,8 +99,8 @@ class DigitsData(LabelledImageData):
         }
         return Collection([str(digit) for digit in self.classes], splits)
 
-    def reader(self, mode: str) -> Callable[[Any], Image.Image]:
-        """Make what gives a digit as an image."""
+    def reader(self, mode: str) -> Callable[[Any], Tensor]:
+        """Make what gives the pixels of a digit."""
         return partial(_read_digit, self._images, mode)
 
     def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
@@ -130,8 +131,9 @@ class DigitsData(LabelledImageData):
         return sorted(few)
 
 
-def _read_digit(images: npt.NDArray[np.uint8], mode: str, index: int) -> Image.Image:
-    return convert_image(Image.fromarray(images[index]), mode)
+def _read_digit(images: npt.NDArray[np.uint8], mode: str, index: int) -> Tensor:
+    pixels: Tensor = pil_to_tensor(convert_image(Image.fromarray(images[index]), mode))
+    return pixels
 
 
 def _check_classes(classes: Sequence[int], per_class: int | None) -> None:

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from lit_transfer.backbones import Preprocessing
-from lit_transfer.data._images import check_header, read_image
+from lit_transfer.data._images import check_header, read_pixels
 from lit_transfer.data._labelled_image_data import Collection, LabelledImageData
 from lit_transfer.data._scan import ClassFolders, Split, check_same_classes, find_splits, scan_classes
 from lit_transfer.data._split import check_fractions, stratified_split
@@ -102,9 +101,9 @@ class ImageFolderData(LabelledImageData):
                 check_header(path)
         return Collection(classes, splits, notes)
 
-    def reader(self, mode: str) -> Callable[[Any], Image.Image]:
-        """Make what opens a file."""
-        return partial(read_image, mode=mode)
+    def reader(self, mode: str) -> Callable[[Any], Tensor]:
+        """Make what reads a file."""
+        return partial(read_pixels, mode=mode)
 
     def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
         """Put in the image size that was asked for."""

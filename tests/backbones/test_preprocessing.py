@@ -26,10 +26,17 @@ def test_it_does_what_torchvisions_own_preset_does(name: str, weights: WeightsEn
     ours, theirs = preprocessing_of(name, weights, 3, None), weights.transforms()
     image, transform = picture("RGB"), ours.transform()
     made = transform(image)
-    torch.testing.assert_close(made, theirs(image), rtol=0, atol=1e-6)  # float32; one multiplies by 1 / 255
-    # A tensor of the same pixels gives the same, but for rounding by two of 255 values at most.
-    torch.testing.assert_close(transform(pil_to_tensor(image)), made, rtol=0, atol=2.01 / 255 / min(ours.std))
+    # While resizing, PIL rounds otherwise than tensors are: by two of 255 values at most.
+    torch.testing.assert_close(made, theirs(image), rtol=0, atol=2.01 / 255 / min(ours.std))
+    assert torch.equal(transform(pil_to_tensor(image)), made)
+    sized = picture("RGB", (ours.resize + 9, ours.resize))
+    torch.testing.assert_close(transform(sized), theirs(sized), rtol=0, atol=1e-6)  # one multiplies by 1 / 255
     assert type(made) is torch.Tensor
+
+
+def test_pixels_go_through_pil_for_what_only_pil_can() -> None:
+    transform = Preprocessing(40, 32, (0.5,) * 3, (0.5,) * 3, "lanczos").transform()
+    assert torch.equal(transform(picture("RGB")), transform(pil_to_tensor(picture("RGB"))))
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
