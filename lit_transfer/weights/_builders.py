@@ -179,6 +179,12 @@ def _instance(kind: Any = None, *args: Any) -> StandIn:
     return StandIn(kind.name if isinstance(kind, Global) else "object", args)
 
 
+def _new_object(kind: Any = None, *args: Any) -> Any:
+    """What `copyreg.__newobj__` makes in the protocols of Python 2."""
+    builder = BUILDERS.get(kind.name) if isinstance(kind, Global) else None
+    return builder(*args) if builder else _instance(kind, *args)
+
+
 def _first(value: Any = None, *_: Any) -> Any:
     return value
 
@@ -215,6 +221,8 @@ BUILDERS: dict[str, Any] = {
     "builtins.bytes": _empty_bytes,
     "__builtin__.bytes": _empty_bytes,
     "copyreg._reconstructor": _instance,
+    "copyreg.__newobj__": _new_object,
+    "copy_reg.__newobj__": _new_object,
     "copy_reg._reconstructor": _instance,
 }
 _HARMLESS = {

@@ -32,7 +32,7 @@ def read_torch_tar(file: SourceFile) -> Content:
         known: dict[Any, Any] = {}
         try:
             _read_storages(stream, *places["storages"], file, known)
-            _read_tensors(stream, *places["tensors"], known)
+            _read_tensors(stream, *places["tensors"], file, known)
         except (struct.error, TypeError, ValueError, KeyError, AttributeError) as error:
             if isinstance(error, WeightsError):
                 raise
@@ -73,16 +73,19 @@ def _read_storages(stream: IO[bytes], start: int, end: int, file: SourceFile, kn
         known[int(key)] = TypedStorage(Storage(file, count * width, partial(_fixed, first)), whole.dtype)
 
 
-def _read_tensors(stream: IO[bytes], start: int, end: int, known: dict[Any, Any]) -> None:
+def _read_tensors(stream: IO[bytes], start: int, end: int, file: SourceFile, known: dict[Any, Any]) -> None:
     stream.seek(start)
+    nothing = Storage(file, 0, partial(_fixed, start))
     for _ in range(_count(stream, end)):
-        key, storage_key, _ = _plain(stream, end)
+        key, storage_key, kind = _plain(stream, end)
         dimensions, _ = struct.unpack("<ii", stream.read(8))
         if not 0 <= dimensions <= 64:
             raise WeightsError(f"a tensor declares {dimensions} dimensions: damaged")
         numbers = struct.unpack(f"<{2 * dimensions + 1}q", stream.read(8 * (2 * dimensions + 1)))
-        storage = known[int(storage_key)]
         shape, stride = numbers[:dimensions], numbers[dimensions:-1]
+        storage = TypedStorage(nothing, storage_dtype(kind)) if storage_key is None else known[int(storage_key)]
+        if not dimensions and not storage.storage.nbytes:
+            shape, stride = (0,), (1,)  # an empty tensor had no dimensions then, and a number was no tensor
         known[int(key)] = FileTensor(storage.storage, storage.dtype, shape, stride, numbers[-1])
 
 
