@@ -1,7 +1,9 @@
-"""`lit-transfer cache list | clear`: which features are stored, and how to be rid of them."""
+"""`lit-transfer cache list | clear`: which features and decoded images are kept, and how to be rid of them."""
 
 import json
+import math
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -40,18 +42,51 @@ class Stored:
     used: str
 
 
+class Images:
+    """The decoded images that `ImageFolderData(keep_decoded=True)` keeps."""
+
+    def __init__(self, folder: Path) -> None:
+        """Look them up.
+
+        Args:
+            folder: Where they are.
+        """
+        self.folder, self.files = folder, sorted(folder.glob("*/*.npy"))
+
+    def print(self) -> None:
+        """Say how many there are, if there are any."""
+        if self.files:
+            size = _megabytes(file.stat().st_size for file in self.files)
+            print(f"{len(self.files)} decoded images, {size}, in {self.folder}")
+
+    def clear(self, unused_days: float | None) -> None:
+        """Remove those that were not read for so many days; None for all."""
+        latest = math.inf if unused_days is None else time.time() - unused_days * 86_400
+        old = [(file, found.st_size) for file in self.files if (found := file.stat()).st_atime <= latest]
+        for file, _ in old:
+            file.unlink()
+        if old:
+            print(f"removed {len(old)} decoded images, {_megabytes(size for _, size in old)}, from {self.folder}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the command with `argv`, whose first word is its name."""
     arguments = _parser().parse_args(argv[1:])
     folder = cache_folder() if arguments.folder is None else Path(arguments.folder)
     entries = _stored(folder)
+    # Those of a folder of one's own hold features alone.
+    images = Images(cache_folder("images")) if arguments.folder is None else None
     if arguments.action == "clear":
         _clear(folder, _chosen(entries, arguments.keys, arguments.unused_days))
+        if images is not None and not arguments.keys:
+            images.clear(arguments.unused_days)
     elif arguments.json:
         for entry in entries:
             print(json.dumps(asdict(entry)))
     else:
         _print(folder, entries)
+        if images is not None:
+            images.print()
 
 
 def _parser() -> CommandParser:

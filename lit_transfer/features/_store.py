@@ -25,10 +25,10 @@ __all__ = ["FORMAT", "Entry", "Layout", "cache_folder", "list_entries", "open_en
 FORMAT = 1
 
 
-def cache_folder() -> Path:
-    """Return where features are kept: `LIT_TRANSFER_CACHE`, else lit_transfer in the user's folder of caches."""
+def cache_folder(kind: str = "features") -> Path:
+    """Return where something is kept, below `LIT_TRANSFER_CACHE`, else below lit_transfer in the user's caches."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LIT_TRANSFER_CACHE") or Path(base) / "lit_transfer") / "features"
+    return Path(os.environ.get("LIT_TRANSFER_CACHE") or Path(base) / "lit_transfer") / kind
 
 
 @dataclass(frozen=True)

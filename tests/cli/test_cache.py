@@ -74,3 +74,18 @@ def test_an_empty_or_missing_folder_is_no_error(run: Any, tmp_path: Path) -> Non
     code, out, _ = run("cache", "list", "--folder", tmp_path / "none")
     assert code == 0
     assert out.startswith("0 entries")
+
+
+def test_decoded_images_are_listed_and_cleared_with_the_rest(run: Any, folder: Path) -> None:
+    images = [folder.parent / "images" / "ab" / f"{number}.npy" for number in range(3)]
+    images[0].parent.mkdir(parents=True)
+    for image in images:
+        image.write_bytes(bytes(500_000))
+    os.utime(images[0], (0, 0))
+    assert f"3 decoded images, 1.5 MB, in {folder.parent / 'images'}" in run("cache", "list")[1]
+    run("cache", "clear", "aa")
+    assert all(image.exists() for image in images)
+    assert "removed 1 decoded images, 0.5 MB" in run("cache", "clear", "--unused-days", "3")[1]
+    assert [image.exists() for image in images] == [False, True, True]
+    assert "removed 2 decoded images, 1.0 MB" in run("cache", "clear")[1]
+    assert "decoded" not in run("cache", "list")[1]
