@@ -59,7 +59,8 @@ def read_pixels(path: str | Path, mode: str = "RGB") -> Tensor:
     Raises:
         ValueError: If the file cannot be decoded; it names the file.
     """
-    return pil_to_tensor(read_image(path, mode))
+    pixels: Tensor = pil_to_tensor(read_image(path, mode))
+    return pixels
 
 
 def convert_image(image: Image.Image, mode: str = "RGB") -> Image.Image:

@@ -88,4 +88,4 @@ def test_decoded_images_are_listed_and_cleared_with_the_rest(run: Any, folder: P
     assert "removed 1 decoded images, 0.5 MB" in run("cache", "clear", "--unused-days", "3")[1]
     assert [image.exists() for image in images] == [False, True, True]
     assert "removed 2 decoded images, 1.0 MB" in run("cache", "clear")[1]
-    assert "decoded" not in run("cache", "list")[1]
+    assert "decoded images" not in run("cache", "list")[1]
