@@ -103,16 +103,13 @@ class CachedLoaders:
             warnings.filterwarnings("ignore", ".*does not have many workers which may be a bottleneck")
         self._trainer, self._make, self._workers = trainer, make, workers
         self._options: dict[int, dict[str, Any]] = {}  # of the loaders that have lost their workers, by their dataset
+        self._given: dict[tuple[Split, int], DataLoader[Any]] = {}  # before Lightning gave them other samplers
         self._now: dict[str, Any] | None = None
         self._sources: list[tuple[Any, _Source]] = []
         for loop, split in ((trainer.fit_loop, "train"), (trainer.fit_loop.epoch_loop.val_loop, "val")):
             source = _Source(self, loop._data_source, cast("Split", split))
             loop._data_source = source
             self._sources.append((loop, source))
-
-    @property
-    def _train(self) -> _Source:
-        return self._sources[0][1]
 
     def begin(self) -> None:
         """Start to replace: to be called when weights are there. Loaders that exist already are asked for again."""
@@ -139,20 +136,25 @@ class CachedLoaders:
         numbers = iter(range(len(_flat(loaders))))
 
         def one(loader: DataLoader[Any]) -> DataLoader[Any]:
-            dataset = self._make(split, next(numbers), loader)
-            if dataset is None:
-                return loader
-            made = with_attributes(loader, dataset=dataset)
-            # Workers run a sampler to its end, where it draws once more, and this process does not.
-            if self._workers or not loader.num_workers or any(_generators(*_samplers(loader))):
-                return made
-            self._options[id(dataset)] = {name: getattr(loader, name) for name in ("__class__", *_NO_WORKERS)}
-            kind = _seeded_once(type(loader)) if loader.persistent_workers else type(loader)
-            return with_attributes(made, **_NO_WORKERS, __class__=kind)
+            key = split, next(numbers)
+            self._given[key] = loader
+            return self._with_dataset(loader, self._make(*key, loader))
 
         replaced = tree_map_only(DataLoader, one, loaders)
         self._set_random_state(state)
         return replaced
+
+    def _with_dataset(self, loader: DataLoader[Any], dataset: Dataset[Any] | None) -> DataLoader[Any]:
+        if dataset is None:
+            return loader
+        made = with_attributes(loader, dataset=dataset)
+        # Workers run a sampler to its end, where it draws once more, and this process does not.
+        if self._workers or not loader.num_workers or any(_generators(*_samplers(loader))):
+            return made
+        names = "__class__", "generator", *_NO_WORKERS
+        self._options[id(dataset)] = {name: getattr(loader, name) for name in names}
+        kind = _seeded_once(type(loader)) if loader.persistent_workers else type(loader)
+        return with_attributes(made, **_NO_WORKERS, __class__=kind)
 
     def random_state(self, loaders: Any) -> list[Any]:
         """Give the state of all generators of this process, and of those that the loaders hold."""
@@ -189,48 +191,63 @@ class CachedLoaders:
             restore_random_state(self._now, self._trainer.strategy.root_device)
             self._now = None
 
-    def stop(self) -> None:
-        """Give the loops loaders with the datasets of before, from the next epoch on; to be called at its start."""
-        started = [self._has_iterator(loop) for loop, _ in self._sources]
+    def move(self) -> None:
+        """Ask for the datasets of all loaders again, for this epoch and those after it; to be called at its start."""
+        before = [self._loaders_of(loop) for loop, _ in self._sources]
+        started = [any(map(_has_begun, loaders)) for loaders in before]
+        state = self.random_state([loader for loaders in before for loader in loaders])
         self._put_back()
+        for loop, source in self._sources:
+            if loop._combined_loader is not None:
+                loop._combined_loader.flattened = [
+                    self._with_dataset(loader, self._make(source.split, number, self._given[source.split, number]))
+                    for number, loader in enumerate(loop._combined_loader.flattened)
+                ]
+        self._set_random_state(state)
+        self._go_on(before, started)
+
+    def _loaders_of(self, loop: Any) -> list[Any]:
+        return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+
+    def _go_on(self, before: list[list[Any]], started: list[bool]) -> None:
+        """Let the loaders that are new draw the seeds that the ones before would have drawn from here on."""
         loop = self._trainer.fit_loop
         # As in the epoch loop, which makes a new iterator for each epoch but the first one and one that is resumed.
-        if self._trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting:
-            started[0] = False
-            if loop._data_fetcher is not None:
-                self.rewind(self._train.random, undo=True)
-                iter(loop._data_fetcher)
-                self.settle()
-        for (loop, _), runs in zip(self._sources, started, strict=True):
-            for loader in loop._combined_loader.flattened if runs else ():
-                self._start_workers(loader)
+        made = self._trainer.current_epoch == 0 or loop.is_resuming or loop.epoch_loop.restarting
+        started[0] = started[0] and not made
+        for (own, _), olds, runs in zip(self._sources, before, started, strict=True):
+            for old, new in zip(olds, self._loaders_of(own), strict=True):
+                if new is not old:
+                    self._set_begun(new, runs)
+        if made and loop._data_fetcher is not None:
+            self.rewind(self._sources[0][1].random, undo=True)
+            iter(loop._data_fetcher)
+            self.settle()
 
-    def _has_iterator(self, loop: Any) -> bool:
-        return loop._combined_loader is not None and any(
-            getattr(loader, "_iterator", None) is not None or hasattr(loader, _SEEDED)
-            for loader in loop._combined_loader.flattened
-        )
-
-    def _start_workers(self, loader: Any) -> None:
-        """Make the iterator of persistent workers, which the loader already had: another one would draw a seed."""
-        if getattr(loader, "persistent_workers", False):
+    def _set_begun(self, loader: Any, begun: bool) -> None:
+        """Make the iterator of persistent workers if the loader before had one: another one would draw a seed."""
+        vars(loader).pop(_SEEDED, None)
+        if begun and getattr(loader, "persistent_workers", False):
             state = self.random_state(loader)
             loader._iterator = loader._get_iterator()
             self._set_random_state(state)
+        elif begun:
+            setattr(loader, _SEEDED, True)
 
     def remove(self) -> None:
         """Leave everything as it was found."""
         for loop, source in self._sources:
             if loop._data_source is source:
                 loop._data_source = source.replaced
+        self._make = _nothing
         self._put_back()
 
     def _put_back(self) -> None:
-        self._make = _nothing
         for loop, _ in self._sources:
             combined = loop._combined_loader
             if combined is not None:
                 combined.flattened = [self._as_before(loader) for loader in combined.flattened]
+        self._options = {}
 
     def _as_before(self, loader: Any) -> Any:
         dataset = getattr(loader, "dataset", None)
@@ -254,6 +271,10 @@ def _seeded_once(kind: type[DataLoader[Any]]) -> type[DataLoader[Any]]:
         return kind.__iter__(loader)
 
     return type(kind.__name__, (kind,), {"__iter__": iterate})
+
+
+def _has_begun(loader: Any) -> bool:
+    return getattr(loader, "_iterator", None) is not None or hasattr(loader, _SEEDED)
 
 
 def _nothing(split: Split, number: int, loader: DataLoader[Any]) -> None:

@@ -1,6 +1,7 @@
 """Batches of chosen samples, as a loader would give them, with the samples beside them."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from lit_transfer.callbacks._cached_loaders import with_attributes
 from lit_transfer.features import split_sample
 
-__all__ = ["Chosen", "chunks"]
+__all__ = ["Chosen", "Parts"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Chosen:
             structure: How a sample is nested: then what else is in each is given as JSON, without the image.
             image: Which leaf of it is the image.
         """
-        keys = [[(i, e) if self.by_epoch else i for i in batch] for batch, e in zip(batches, epochs, strict=True)]
+        keys = _Keys(batches, epochs, by_epoch=self.by_epoch)
         reader = with_attributes(
             self._loader,
             batch_sampler=keys,
@@ -103,15 +104,42 @@ def _sampler(loader: DataLoader[Any]) -> Any:
     return loader.sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
 
 
-def chunks(length: int, size: int, *, pad: bool) -> list[list[int]]:
-    """Cut the indices of a dataset into batches of one size.
+@dataclass(frozen=True)
+class _Keys:
+    """What a dataset is asked for, batch by batch."""
 
-    Args:
-        length: How many there are.
+    batches: Sequence[Sequence[int]]
+    epochs: Sequence[int]
+    by_epoch: bool
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch, epoch in zip(self.batches, self.epochs, strict=True):
+            yield [(index, epoch) for index in batch] if self.by_epoch else list(batch)
+
+
+@dataclass(frozen=True)
+class Parts(Sequence[list[int]]):
+    """The indices of a dataset in batches of one size, made when they are asked for: there may be many.
+
+    Attributes:
+        length: How many indices there are.
         size: Samples in a batch.
-        pad: Fill up the last one from the start, so that all are computed in batches of one size.
+        pad: Whether the last one is filled up from the start, so that all are computed in batches of one size.
+        chosen: Which batches; None for all of them in order.
     """
-    return [
-        [index % length for index in range(start, start + size if pad else min(start + size, length))]
-        for start in range(0, length, size)
-    ]
+
+    length: int
+    size: int
+    pad: bool
+    chosen: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return math.ceil(self.length / self.size) if self.chosen is None else len(self.chosen)
+
+    def __getitem__(self, number: Any) -> Any:
+        start = self.size * (range(len(self))[number] if self.chosen is None else self.chosen[number])
+        end = start + self.size if self.pad else min(start + self.size, self.length)
+        return [index % self.length for index in range(start, end)]

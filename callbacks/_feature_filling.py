@@ -3,9 +3,9 @@
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_transfer.callbacks._cached_loaders import Split
-from lit_transfer.callbacks._feature_batches import Chosen, chunks
+from lit_transfer.callbacks._feature_batches import Chosen, Parts
 from lit_transfer.callbacks._feature_checks import Seen, check_samples, random_samples
-from lit_transfer.callbacks._feature_front import Front
+from lit_transfer.callbacks._feature_computing import Computing, Kept
+from lit_transfer.callbacks._feature_front import Front, earlier_fronts
+from lit_transfer.callbacks._feature_options import Options, apart
 from lit_transfer.callbacks._feature_steps import Steps, seed_generators
 from lit_transfer.features import (
     CachedSamples,
@@ -27,43 +29,23 @@ from lit_transfer.features import (
     Layout,
     Outline,
     UnknownContentError,
-    WorkingCopy,
     fingerprint,
+    list_entries,
     open_entry,
     prepare,
     probe,
-    run_until,
 )
 
-__all__ = ["ONE_RUN", "Options", "cached_samples"]
+__all__ = ["ONE_RUN", "cached_samples"]
 
 T = TypeVar("T")
 _OTHER_SEED = 2**31 - 1  # than the number of any batch
 ONE_RUN = "run-"  # begins the name of an entry that no other run can recognise
-# How far a stored feature may be from the one that the front gives, relative to the largest: a working copy and other
-# batch sizes change the last bits of float32, and narrower numbers have fewer.
-_BOUND, _NARROW = 1e-4, {torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose: the arguments of FeatureCaching."""
-
-    views: int
-    dtype: str | None
-    fast: bool
-    folder: Path
-
-    def __post_init__(self) -> None:
-        if self.views < 1:
-            raise ValueError(f"views must be at least 1, got {self.views}.")
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {self.dtype!r}.")
 
 
 def cached_samples(
-    trainer: Trainer, front: Front, options: Options, split: Split, number: int, loader: DataLoader[Any]
-) -> tuple[CachedSamples, Outline]:
+    trainer: Trainer, front: Front, options: Options, split: Split, number: int, loader: DataLoader[Any], *, fill: bool
+) -> tuple[CachedSamples, Outline] | None:
     """Make the dataset that gives features for a loader's samples, once for all processes of the run.
 
     Args:
@@ -73,9 +55,10 @@ def cached_samples(
         split: Which step takes the loader's batches.
         number: Number of the loader among those of the split.
         loader: The loader.
+        fill: Compute what no run has stored.
 
     Returns:
-        The dataset, and what crosses the boundary.
+        The dataset, and what crosses the boundary; None if nothing is stored and nothing to be computed.
 
     Raises:
         ValueError: Features in the place of images would not give what the images give; it says why and what to do.
@@ -88,8 +71,8 @@ def cached_samples(
         options = replace(options, views=options.views if split == "train" else 1)
         seen = _together(trainer, lambda: check_samples(front, steps, chosen, name))
         job = _Job(trainer, front, options, steps, chosen, seen, loader.dataset, name)
-        entry = job.found() or job.filled()
-    return CachedSamples(entry, loader.dataset, seen.structure, seen.image, seen.outline), seen.outline
+        entry = job.found() or (job.filled() if fill else None)
+    return None if entry is None else (job.samples(entry), seen.outline)
 
 
 def _together(trainer: Trainer, action: Callable[[], T]) -> T:
@@ -102,11 +85,6 @@ def _together(trainer: Trainer, action: Callable[[], T]) -> T:
     if not trainer.strategy.reduce_boolean_decision(error is None, all=True):
         raise error or RuntimeError("FeatureCaching failed in another process, which says why.")
     return result
-
-
-def _apart(features: Tensor, expected: Tensor) -> float:
-    one, other = features.double(), expected.double()
-    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
 
 
 @dataclass
@@ -124,7 +102,7 @@ class _Job:
 
     def __post_init__(self) -> None:
         chosen, outline = self.chosen, self.seen.outline
-        self.parts = chunks(chosen.length, chosen.batch_size, pad=not chosen.in_order)
+        self.parts = Parts(chosen.length, chosen.batch_size, pad=not chosen.in_order)
         dtype = self.options.dtype or str(outline.dtype).removeprefix("torch.")
         views = self.options.views
         self.layout = Layout(chosen.length * views, outline.feature, dtype, len(self.parts) * views)
@@ -169,17 +147,43 @@ class _Job:
             return True
         stored = torch.stack([entry.feature(row) for row in self.seen.indices])
         dtypes = self.layout.torch_dtype, self.seen.outline.dtype
-        return _apart(stored, self.seen.features.cpu()) <= max(_NARROW.get(dtype, _BOUND) for dtype in dtypes)
+        return apart(stored, self.seen.features.cpu()) <= self.options.stored_bound(*dtypes)
+
+    def samples(self, entry: Entry) -> CachedSamples:
+        """Make the dataset that gives what an entry holds."""
+        return CachedSamples(entry, self.dataset, self.seen.structure, self.seen.image, self.seen.outline)
+
+    def _kept(self) -> Kept | None:
+        """Find the longest front that this one begins with and whose features are stored as they were computed."""
+        for front in self._stored_fronts():
+            try:
+                seen = _together(self.trainer, partial(check_samples, front, self.steps, self.chosen, self.name))
+            except (ValueError, TypeError, RuntimeError):  # nobody has asked for this boundary
+                continue
+            job = replace(self, front=front, seen=seen, options=replace(self.options, dtype=None))
+            entry = job.found()
+            if entry is not None:
+                return Kept(front, seen, job.samples(entry))
+        return None
+
+    def _stored_fronts(self) -> list[Front]:
+        stored: set[str] = set()
+        if self.trainer.is_global_zero:
+            listed = [about.get("boundary", "") for _, about, done in list_entries(self.options.folder) if done == 1]
+            stored = {where for where in listed if where.startswith(f"{self.front.name}.")} - {self.front.where}
+        stored = self.trainer.strategy.broadcast(stored)
+        return [front for front in earlier_fronts(self.front) if front.where in stored] if stored else []
 
     def filled(self) -> Entry:
         """Compute the features, in this process its share, and give the entry when all have theirs."""
         start, strategy = time.monotonic(), self.trainer.strategy
-        _together(self.trainer, self._prepare)
+        kept = self._kept()
+        _together(self.trainer, lambda: self._prepare(kept))
         filling = Filling(self.options.folder, self.key, self.trainer.global_rank)
         mine = [n for n in filling.pending() if n % self.trainer.world_size == self.trainer.global_rank]
         strategy.barrier("lit_transfer: batches shared out")
         try:
-            _together(self.trainer, lambda: self._fill(filling, mine))
+            _together(self.trainer, lambda: self._fill(filling, mine, kept))
         except ValueError:  # what is written is of no use to a later run
             filling.discard()
             raise
@@ -193,81 +197,58 @@ class _Job:
             )
         return entry
 
-    def _prepare(self) -> None:
+    def _prepare(self, kept: Kept | None) -> None:
         if self.trainer.is_global_zero:
             about = {"split": self.name, "module": type(self.front.module).__name__, "boundary": self.front.where}
             done = prepare(self.options.folder, self.key, self.layout, {**about, "views": self.options.views})
             goes_on = f"; {done:.0%} of it is there from before" if done else ""
-            rank_zero_info(
-                f"FeatureCaching: {self._told()}, {self.layout.size / 1e6:.1f} MB in {self.options.folder}{goes_on}."
-            )
+            source = f", from those at {kept.front.where}" if kept else ""
+            size = f"{self.layout.size / 1e6:.1f} MB in {self.options.folder}"
+            rank_zero_info(f"FeatureCaching: {self._told()}{source}, {size}{goes_on}.")
 
-    def _fill(self, filling: Filling, mine: list[int]) -> None:
+    def _fill(self, filling: Filling, mine: list[int], kept: Kept | None) -> None:
         size, length = self.chosen.batch_size, self.chosen.length
         places = [divmod(number, len(self.parts)) for number in mine]
-        parts = [self.parts[part] for _, part in places]
-        first = self._first_draw(parts)
-        batches = self.chosen(
-            parts,
-            # Another seed than that of an interrupted run, whose views would come again.
-            generator=seed_generators(mine[0] if mine else 0),
-            epochs=[view for view, _ in places],
-            structure=self.seen.structure,
-            image=self.seen.image,
-        )
+        computing = Computing(self.front, self.steps, self.seen, self.options, kept)
+        if kept is None:
+            first = self._first_draw(places, computing.taken)
+            batches = self._from_images(places, mine[0] if mine else 0)
+        else:  # whose samples were drawn twice when they were stored
+            first = FirstDraw()
+            rows = ([view * length + index for index in self.parts[part]] for view, part in places)
+            batches = kept.batches(rows, self.chosen.collate)
         try:
-            with torch.inference_mode():
-                compute = self._fast() if self.options.fast and mine else self._exact
+            with torch.inference_mode(), computing.ready() as compute:
                 for number, (view, part), (rests, batch) in zip(mine, places, batches, strict=True):
                     images, feature = compute(batch)
                     if first.differs(self.parts[part], images):
                         raise random_samples(self.name)
-                    rows = [view * length + index for index in range(part * size, min(part * size + size, length))]
-                    filling.write(number, rows, feature[: len(rows)], rests)
+                    rows_here = [view * length + index for index in range(part * size, min(part * size + size, length))]
+                    filling.write(number, rows_here, feature[: len(rows_here)], rests)
         finally:
             filling.close()
 
-    def _first_draw(self, parts: list[list[int]]) -> FirstDraw:
+    def _from_images(self, places: list[tuple[int, int]], seed: int) -> Iterator[tuple[list[Any], Any]]:
+        return self.chosen(
+            replace(self.parts, chosen=[part for _, part in places]),
+            # Another seed than that of an interrupted run, whose views would come again.
+            generator=seed_generators(seed),
+            epochs=[view for view, _ in places],
+            structure=self.seen.structure,
+            image=self.seen.image,
+        )
+
+    def _first_draw(self, places: list[tuple[int, int]], taken: Callable[[Any], Tensor]) -> FirstDraw:
         """Draw some of the samples in these parts a first time, for they must be the same when they are drawn again."""
-        first, here = FirstDraw(), {index for part in parts for index in part}
-        indices = [index for index in probe(self.chosen.length) if index in here] if self.options.views == 1 else []
+        first, here = FirstDraw(), {part for _, part in places}
+        size, views = self.chosen.batch_size, self.options.views
+        indices = [index for index in probe(self.chosen.length) if index // size in here] if views == 1 else []
         chosen = [indices[start : start + 8] for start in range(0, len(indices), 8)]
         drawn = self.chosen(chosen, generator=seed_generators(_OTHER_SEED), epochs=[1] * len(chosen))
         with torch.no_grad():
             for part, (_, batch) in zip(chosen, drawn, strict=True):
-                first.note(part, self._taken(batch))
+                first.note(part, taken(batch))
         return first
-
-    def _taken(self, batch: Any) -> Tensor:
-        return run_until(lambda: self.steps.run(batch), self.front.backbone, None)[0]
-
-    def _exact(self, batch: Any) -> tuple[Tensor, Tensor]:
-        return run_until(lambda: self.steps.run(batch), self.front.backbone, self.front.unit)
-
-    def _fast(self) -> Callable[[Any], tuple[Tensor, Tensor]]:
-        """Return what computes features on a working copy; the front itself where that is not the same, or no CPU's."""
-        if self.trainer.strategy.root_device.type != "cpu" or self.seen.outline.dtype != torch.float32:
-            return self._exact
-        try:
-            copied = WorkingCopy(self.front.backbone, self.front.boundary)
-            apart = _apart(copied(self.seen.images), self.seen.features)
-        except Exception as error:
-            rank_zero_info(f"FeatureCaching: computed without a working copy of {self.front.where}: {error}")
-            return self._exact
-        if not apart <= _BOUND:
-            rank_zero_info(
-                f"FeatureCaching: a working copy of {self.front.where} differs by {apart:.1e} from it, more than "
-                f"{_BOUND}: computed without."
-            )
-            return self._exact
-        why = f", none could be: {copied.unfolded}" if copied.unfolded else ""
-        rank_zero_info(f"FeatureCaching: computed on a copy, {copied.folded} normalisation layers folded{why}.")
-
-        def compute(batch: Any) -> tuple[Tensor, Tensor]:
-            images = self._taken(batch)
-            return images, copied(images)
-
-        return compute
 
     def _told(self) -> str:
         views = f" in {self.options.views} views" if self.options.views > 1 else ""

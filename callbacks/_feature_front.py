@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from lit_transfer._selection import select
 from lit_transfer.callbacks._progress import lengths, progress_of
 from lit_transfer.callbacks.finetuning_schedule import FinetuningSchedule
-from lit_transfer.features import Boundary, find_boundary, frozen_state
+from lit_transfer.features import Boundary, earlier, find_boundary, frozen_state
 from lit_transfer.schedule import phase_at
 
-__all__ = ["Front", "find_front", "follow_schedules"]
+__all__ = ["Front", "earlier_fronts", "find_front", "follow_schedules"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,17 @@ class Front:
             return f"{trains[0]} trains"
         if self.versions != tuple(tensor._version for tensor in self.state.values()):
             return "its weights have changed"
-        return next(_phases_within_epoch(trainer, self), None)
+        return next(_phases_within(trainer, self), None)
+
+    def holds(self, trainer: Trainer, epochs: int) -> bool:
+        """Return whether it stays as it is for that many epochs from this one on, as far as run and schedules tell."""
+        last, step = trainer.max_epochs, trainer.global_step
+        if last not in (None, -1) and trainer.current_epoch + epochs > last:
+            return False
+        length = lengths(trainer, ())["epoch_length"] or 1
+        if trainer.max_steps != -1 and step + epochs * length > trainer.max_steps:
+            return False
+        return next(_phases_within(trainer, self, epochs), None) is None
 
 
 def find_front(module: LightningModule, name: str) -> Front | None:
@@ -78,7 +88,16 @@ def find_front(module: LightningModule, name: str) -> Front | None:
     boundary = find_boundary(known[name])
     if boundary is None:
         return None
-    state = frozen_state(known[name], boundary)
+    return _front(module, name, boundary)
+
+
+def earlier_fronts(front: Front) -> list[Front]:
+    """Give the fronts of fewer stages that a front begins with, the longest first."""
+    return [_front(front.module, front.name, cut) for cut in earlier(front.backbone, front.boundary)]
+
+
+def _front(module: LightningModule, name: str, boundary: Boundary) -> Front:
+    state = frozen_state(module.get_submodule(name), boundary)
     return Front(module, name, boundary, state, tuple(tensor._version for tensor in state.values()))
 
 
@@ -93,8 +112,8 @@ def _schedules(trainer: Trainer) -> list[FinetuningSchedule]:
     return [callback for callback in callbacks if isinstance(callback, FinetuningSchedule)]
 
 
-def _phases_within_epoch(trainer: Trainer, front: Front) -> Iterator[str]:
-    """Say which phases that train something of the front may begin before this epoch's last step."""
+def _phases_within(trainer: Trainer, front: Front, epochs: int = 1) -> Iterator[str]:
+    """Say which phases that train something of the front may begin before the last step of these epochs."""
     named = dict(front.module.named_parameters())
     held = {id(tensor) for tensor in front.state.values()}
     for schedule in _schedules(trainer):
@@ -103,7 +122,8 @@ def _phases_within_epoch(trainer: Trainer, front: Front) -> Iterator[str]:
         progress = progress_of(trainer, fired=run.fired_at(), **known)
         now = phase_at(run.planned, progress)
         steps = known["epoch_length"] or 1
-        last = phase_at(run.planned, replace(progress, step=progress.step + steps - 1))
+        end = replace(progress, epoch=progress.epoch + epochs - 1, step=progress.step + epochs * steps - 1)
+        last = phase_at(run.planned, end)
         amid = trainer.val_check_batch is not None and trainer.val_check_batch < trainer.num_training_batches
         for number in range(now + 1, len(run.planned)):
             phase = run.planned[number]

@@ -1,20 +1,15 @@
 """The frozen front of a backbone computed once: the callback that serves its features from then on."""
 
 import os
-import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
 
-from lit_transfer.callbacks._cached_loaders import CachedLoaders, Split
-from lit_transfer.callbacks._feature_filling import ONE_RUN, Options, cached_samples
-from lit_transfer.callbacks._feature_front import Front, find_front, follow_schedules
-from lit_transfer.features import CachedSamples, Serving, cache_folder
+from lit_transfer.callbacks._feature_options import Options
+from lit_transfer.callbacks._feature_run import CachedRun
+from lit_transfer.features import cache_folder
 
 __all__ = ["FeatureCaching"]
 
@@ -24,8 +19,13 @@ class FeatureCaching(Callback):
 
     The front is the whole backbone or its first stages, frozen by `FinetuningSchedule` or otherwise. Its output for
     each training and validation sample is stored; the loaders then give features in the place of images, and the
-    backbone goes on from these, for any LightningModule whose step hands the batch's images to its backbone. When
-    something of the front begins to train, images are used again; `validate`, `test` and `predict` use them anyway.
+    backbone goes on from these, for any LightningModule whose step hands the batch's images to its backbone.
+
+    When the front grows or shrinks at the start of an epoch, features at its new end are served from then on if they
+    are stored, or if it stays as it is for long enough that computing them pays: 2 epochs, or 1 + k with k views. They
+    are computed from those of the longest stored front that it begins with, or from images. Otherwise, and in an epoch
+    in the middle of which a part of it may begin to train, images are used again; `validate`, `test` and `predict` use
+    them anyway.
 
     In `setup` it goes between Lightning's loops and their loaders, for which `configure_optimizers` may ask. It fills
     the store when a loop asks after `on_fit_start`: weights and progress are restored then, and no iterator runs.
@@ -54,10 +54,7 @@ class FeatureCaching(Callback):
         """
         self.backbone = backbone
         self._options = Options(views, dtype, fast, cache_folder() if folder is None else Path(folder))
-        self._loaders: CachedLoaders | None = None
-        self._front: Front | None = None
-        self._serving: Serving | None = None
-        self._for_this_run: set[Path] = set()  # entries that no other run can recognise
+        self._run: CachedRun | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stand between the loops and their loaders.
@@ -72,42 +69,24 @@ class FeatureCaching(Callback):
             raise TypeError(
                 f"FeatureCaching works on one device and with strategy='ddp'; got {type(trainer.strategy).__name__}."
             )
-        made = partial(self._dataset, trainer, pl_module)
-        self._loaders = CachedLoaders(trainer, made, workers=not self._options.fast)
+        self._run = CachedRun(trainer, pl_module, self.backbone, self._options)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the loaders asked for again."""
-        if self._loaders is not None:
-            self._loaders.begin()
-
-    def _dataset(
-        self, trainer: Trainer, module: LightningModule, split: Split, number: int, loader: DataLoader[Any]
-    ) -> CachedSamples | None:
-        """Make the dataset for a loader that a loop has asked for."""
-        follow_schedules(trainer, module)
-        if self._front is None:
-            self._front = find_front(module, self.backbone)
-        if self._front is None:
-            rank_zero_info(f"FeatureCaching: the first stage of {self.backbone} trains, so nothing is cached.")
-            return None
-        samples, outline = cached_samples(trainer, self._front, self._options, split, number, loader)
-        if samples.entry.path.name.startswith(ONE_RUN):
-            self._for_this_run.add(samples.entry.path)
-        if self._serving is None:
-            self._serving = Serving(self._front.backbone, self._front.boundary, outline)
-        else:
-            self._serving.add(outline)
-        return samples
+        if self._run is not None:
+            self._run.begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the random numbers of the training; look at the front, as a resumed run may be past it."""
-        if self._loaders is not None and trainer.ckpt_path is None:  # what resumes puts its own numbers back
-            self._loaders.settle()
-        self._look(trainer, pl_module)
+        if self._run is not None:
+            if trainer.ckpt_path is None:  # what resumes puts its own numbers back
+                self._run.settle()
+            self._run.look(move=False)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop where the front does not stay as it is through this epoch."""
-        self._look(trainer, pl_module)
+        """Stop where the front does not stay as it is through this epoch, and go on at another one where that pays."""
+        if self._run is not None:
+            self._run.look(move=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Refuse to train on features what has begun to train since the epoch did.
@@ -115,23 +94,8 @@ class FeatureCaching(Callback):
         Raises:
             ValueError: Something of the front trains.
         """
-        if self._serving is not None and self._front is not None and (trains := self._front.trains()):
-            raise ValueError(
-                f"{trains[0]} was unfrozen after FeatureCaching had looked at the start of epoch "
-                f"{trainer.current_epoch}, whose batches hold its features. List FeatureCaching behind what unfreezes."
-            )
-
-    def _look(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._loaders is None or self._serving is None or self._front is None:
-            return
-        follow_schedules(trainer, module)
-        if reason := self._front.change(trainer):
-            rank_zero_info(
-                f"FeatureCaching: {reason}: from epoch {trainer.current_epoch} on {self.backbone} takes images again."
-            )
-            self._serving.remove()
-            self._serving = None
-            self._loaders.stop()
+        if self._run is not None:
+            self._run.check()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave everything as it was found: Lightning does not call `teardown` then."""
@@ -139,11 +103,6 @@ class FeatureCaching(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave everything as it was found."""
-        if self._serving is not None:
-            self._serving.remove()
-        if self._loaders is not None:
-            self._loaders.remove()
-        for path in self._for_this_run if trainer.is_global_zero else ():
-            shutil.rmtree(path, ignore_errors=True)
-        self._serving = self._front = self._loaders = None
-        self._for_this_run = set()
+        if self._run is not None:
+            self._run.remove()
+        self._run = None

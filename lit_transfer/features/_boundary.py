@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lit_transfer.stages import stages_of
+from lit_transfer.stages import Stage, stages_of
 
 __all__ = [
     "Boundary",
     "Dummy",
     "Outline",
     "check_still",
+    "earlier",
     "find_boundary",
     "first_tensor",
     "frozen_state",
@@ -97,10 +98,23 @@ def find_boundary(backbone: nn.Module) -> Boundary | None:
         if any(parameters[name].requires_grad for name in stage.parameters):
             break
         frozen.append(stage)
-    units = [name for stage in frozen for name in stage.modules]
-    if not any(stage.parameters for stage in frozen) or not units:
+    return _behind(frozen)
+
+
+def earlier(backbone: nn.Module, boundary: Boundary) -> list[Boundary]:
+    """Give the cuts behind fewer stages than one has before it, the nearest first."""
+    stages = list(stages_of(backbone))
+    if boundary.unit:
+        stages = stages[: len(boundary.stages) - 1]
+    cuts = [_behind(stages[:count]) for count in range(len(stages), 0, -1)]
+    return [cut for cut in cuts if cut is not None]
+
+
+def _behind(stages: Sequence[Stage]) -> Boundary | None:
+    units = [name for stage in stages for name in stage.modules]
+    if not units or not any(stage.parameters for stage in stages):
         return None
-    return Boundary(units[-1], tuple(units[:-1]), tuple(stage.name for stage in frozen))
+    return Boundary(units[-1], tuple(units[:-1]), tuple(stage.name for stage in stages))
 
 
 def frozen_state(backbone: nn.Module, boundary: Boundary) -> dict[str, Tensor]:

@@ -62,7 +62,10 @@ class CachedSamples(Dataset[Any]):
         view = 0
         if self._views > 1:
             view = int(torch.randint(self._views, ())) if epoch is None else (index * 7919 + epoch) % self._views
-        row = view * self._length + index
+        return self.row(view * self._length + index)
+
+    def row(self, row: int) -> Any:
+        """Give the sample of one row of the entry."""
         leaves = [_decoded(leaf) for leaf in self.entry.rest(row)]
         leaves.insert(self._image, self.entry.feature(row).to(self._dtype).view(self._shape))
         return tree_unflatten(leaves, self._structure)

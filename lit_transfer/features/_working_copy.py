@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lit_transfer.features._boundary import Boundary, run_until
-from lit_transfer.features._serving import unserved
+from lit_transfer.features._boundary import Boundary, Outline, run_until
+from lit_transfer.features._serving import Serving, unserved
 
 __all__ = ["WorkingCopy"]
 
@@ -53,6 +53,10 @@ class WorkingCopy:
         given = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
         feature: Tensor = run_until(lambda: self._backbone(given), self._backbone, self._unit)[1]
         return feature
+
+    def serve(self, boundary: Boundary, outline: Outline) -> None:
+        """Take features at an earlier boundary from now on, as they are carried."""
+        Serving(self._backbone, boundary, outline)
 
     def _fold(self, boundary: Boundary) -> tuple[int, str | None]:
         try:
