@@ -4,15 +4,16 @@ Source: torch/_utils.py (`_rebuild_*`), torch/_tensor.py (`_reduce_ex_internal`)
 """
 
 import math
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import FileTensor
-from lit_transfer.weights._pickled import NUMBERS, ArrayTensor, UnreadTensor
-from lit_transfer.weights._stand_ins import Global, InertDict, StandIn, TypedStorage
+from lit_transfer.weights._lazy import FileTensor, Storage, strides
+from lit_transfer.weights._pickled import NUMBERS, ArrayTensor, UnreadTensor, torch_dtype
+from lit_transfer.weights._stand_ins import Global, InertDict, Span, StandIn, TypedStorage
 
 _PLAIN = "save {{name: tensor.{}() for name, tensor in state_dict.items()}} where it was made"
 
@@ -128,16 +129,29 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> Any:
     return _array(data, dtype, shape, order) or StandIn("numpy.ndarray", (data, dtype, shape, order))
 
 
-def _array(data: Any, dtype: Any, shape: Any, order: Any) -> ArrayTensor | None:
+def _array(data: Any, dtype: Any, shape: Any, order: Any) -> ArrayTensor | FileTensor | None:
     """An array over the bytes of the pickle; None if its numbers are of no plain kind."""
     kind = _numpy_dtype(dtype)
     data = data.encode("latin1") if isinstance(data, str) else data
-    if kind is None or not isinstance(data, bytes):
+    if kind is None or not isinstance(data, bytes | Span):
         return None
+    count = data.nbytes if isinstance(data, Span) else len(data)
     sizes = tuple(shape) if isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape) else None
-    if sizes is None or len(sizes) > 32 or math.prod(sizes) * kind.itemsize != len(data):
-        raise WeightsError(f"an array declares the shape {str(shape)[:80]} and has {len(data)} bytes: damaged")
+    if sizes is None or len(sizes) > 32 or math.prod(sizes) * kind.itemsize != count:
+        raise WeightsError(f"an array declares the shape {str(shape)[:80]} and has {count} bytes: damaged")
+    if isinstance(data, Span):
+        return _array_in_file(data, kind, sizes, columns=order == "F")
     return ArrayTensor.of(np.frombuffer(data, kind).reshape(sizes, order="F" if order == "F" else "C"))
+
+
+def _array_in_file(data: Span, kind: "np.dtype[Any]", sizes: tuple[int, ...], *, columns: bool) -> FileTensor | None:
+    dtype = torch_dtype(kind)
+    storage = Storage(data.file, data.nbytes, partial(_fixed, data.start), swapped=not kind.isnative)
+    return None if dtype is None else FileTensor(storage, dtype, sizes, strides(sizes, columns=columns))
+
+
+def _fixed(position: int, handle: IO[bytes]) -> int:
+    return position
 
 
 def _numpy_dtype(dtype: Any) -> "np.dtype[Any] | None":
@@ -185,6 +199,12 @@ def _new_object(kind: Any = None, *args: Any) -> Any:
     return builder(*args) if builder else _instance(kind, *args)
 
 
+def _storage_in_bytes(*_: Any) -> Any:
+    raise WeightsError(
+        "its tensors were pickled by pickle.dump: load it with pickle where it was written, and save it with torch.save"
+    )
+
+
 def _first(value: Any = None, *_: Any) -> Any:
     return value
 
@@ -205,6 +225,7 @@ BUILDERS: dict[str, Any] = {
     "torch._utils._rebuild_meta_tensor_no_storage": _on_meta,
     "torch._utils._rebuild_wrapper_subclass": _wrapper,
     "torch._tensor._rebuild_from_type_v2": _of_subclass,
+    "torch.storage._load_from_bytes": _storage_in_bytes,
     "torch.Size": _first,
     "torch.nn.parameter.Parameter": _first,
     "torch.autograd.variable.Variable": _first,

@@ -20,6 +20,7 @@ from lit_transfer.weights._lazy import MemoryTensor, SourceFile
 from lit_transfer.weights._map_location import MapLocation
 from lit_transfer.weights._npz import read_npz
 from lit_transfer.weights._pickled import ArrayTensor, UnreadTensor, not_plain
+from lit_transfer.weights._plain_pickle import read_pickle
 from lit_transfer.weights._recognise import Format, recognise
 from lit_transfer.weights._safetensors import read_safetensors
 from lit_transfer.weights._sharded import read_sharded
@@ -109,9 +110,10 @@ def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
 
     Args:
         source: Path of a file that torch.save wrote (zip, legacy, tar), of a safetensors file, of a numpy archive
-            (.npz), or of the index of a sharded checkpoint, whatever its suffix and compressed with gzip or not; a
-            folder with one of them; an `http(s)://` address, or `hf://organisation/repository[@revision][/file]`; a
-            mapping of names to tensors or numpy arrays, nested or not; or a checkpoint that is open already.
+            (.npz), of a pickle of arrays, or of the index of a sharded checkpoint, whatever its suffix and compressed
+            with gzip or not; a folder with one of them; an `http(s)://` address, or
+            `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors or numpy arrays, nested or
+            not; or a checkpoint that is open already.
         verify: Whether tensors of a zip file are compared with their checksums when they are read. That costs about
             twice the time of reading them; it is not done for a tensor that is a small part of its storage.
 
@@ -141,6 +143,7 @@ def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
 _READERS: dict[Format, Callable[[SourceFile], Content]] = {
     "legacy": read_torch_legacy,
     "tar": read_torch_tar,
+    "pickle": read_pickle,
     "safetensors": read_safetensors,
 }
 
@@ -167,7 +170,7 @@ def _read_packed(file: SourceFile, verify: bool, shard: bool) -> Content:
     return replace(content, format=f"{content.format} in gzip")
 
 
-_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".npz", ".gz")
+_SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".tar", ".npz", ".pkl", ".pyth", ".gz")
 
 
 def _in_folder(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Sources: torchvision densenet.py and vision_transformer.py (`_load_state_dict`, `MLPBlock._load_from_state_dict`), the
 released checkpoints of Swin, ConvNeXt, CLIP and DINOv2, and timm's models of the same names; for JAX's ViT
-`_load_weights` in timm's vision_transformer.py.
+`_load_weights` in timm's vision_transformer.py; detectron2's modeling/backbone/resnet.py.
 """
 
 import re
@@ -70,6 +70,16 @@ _CONVNEXT_TO_TIMM = (
     (r"^((?:(?!stages\.).)*?)(?:^|(?<=\.))norm\.(weight|bias)$", r"\1head.norm.\2"),
     (r"(?:^|(?<=\.))head\.(weight|bias)$", r"head.fc.\1"),
 )
+_DETECTRON2_TO_TORCHVISION = (
+    (r"(?:^|(?<=\.))res[2-5]\.\d+\.conv1\.", r"\g<0>"),
+    (r"(?:^|(?<=\.))stem\.conv1\.norm\.", "bn1."),
+    (r"(?:^|(?<=\.))stem\.conv1\.", "conv1."),
+    *((rf"(?:^|(?<=\.))res{i + 1}\.(?=\d+\.)", f"layer{i}.") for i in range(1, 5)),
+    (r"(?<=\.)conv([123])\.norm\.", r"bn\1."),
+    (r"(?<=\.)shortcut\.norm\.", "downsample.1."),
+    (r"(?<=\.)shortcut\.", "downsample.0."),
+    (r"(?:^|(?<=\.))(?:fc1000|linear)\.", "fc."),
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ FAMILIES = (
             (r"(?:^|(?<=\.))head\.(weight|bias)$", r"head.fc.\1"),
         ),
     ),
+    Family("detectron2 ResNet to torchvision", _DETECTRON2_TO_TORCHVISION),
     Family("DINOv2 to timm", (_REGISTERS,)),
     Family(
         "DINOv2 with gated layers to timm",

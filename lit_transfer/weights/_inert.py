@@ -12,11 +12,13 @@ from typing import IO, Any
 
 from lit_transfer.weights._builders import BUILDERS, array_of_state
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._stand_ins import Global, InertDict, StandIn, inert_key
+from lit_transfer.weights._lazy import SourceFile
+from lit_transfer.weights._stand_ins import Global, InertDict, Span, StandIn, inert_key
 
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_OPERATIONS = 2_000_000  # a training state of 75,000 tensors; each operation costs at most 300 bytes and 2 us
 MAX_LINE_BYTES = 65_536
+_LARGE = 65_536  # bytes from this size on are left in the file, where there is one
 _MAX_WORDS = 200
 
 
@@ -37,6 +39,7 @@ class BoundedReader:
 
     def __init__(self, stream: IO[bytes], end: int) -> None:
         self.stream = stream
+        self.end = end
         self.left = min(end - stream.tell(), MAX_PICKLE_BYTES)
 
     def require(self, count: int) -> None:
@@ -50,6 +53,15 @@ class BoundedReader:
             self.require(count)
         self.left -= count
         return self.stream.read(count)
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes, which must be there, and return where they begin."""
+        start = self.stream.tell()
+        if not 0 <= count <= self.end - start:
+            raise WeightsError(f"the pickle asks for {count} bytes where {self.end - start} are left: truncated")
+        self.stream.seek(start + count)
+        self.left = min(self.left, self.end - start - count)
+        return start
 
     def readinto(self, buffer: bytearray) -> int:
         """Fill `buffer`, which must be no longer than what is left."""
@@ -69,7 +81,7 @@ class InertUnpickler(pickle._Unpickler):
     """An unpickler whose every global is dead.
 
     `globals` collects the names that a full unpickler would import, each with the first call of it in words ("" if it
-    is not called).
+    is not called). If `file` is given, large bytes stay in it: the pickle itself is the file.
     """
 
     # What the base class sets in load(), and has no annotations for.
@@ -77,11 +89,15 @@ class InertUnpickler(pickle._Unpickler):
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
+    _unframer: Any
 
-    def __init__(self, reader: BoundedReader, load_persistent: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, reader: BoundedReader, load_persistent: Callable[[Any], Any], file: SourceFile | None = None
+    ) -> None:
         # latin1: pickles of Python 2 hold their names as bytes, and raw values must survive.
         super().__init__(reader, encoding="latin1")
         self.reader = reader
+        self.file = file
         self.load_persistent = load_persistent
         self.globals: dict[str, str] = {}
         self.dispatch = _Operations({**pickle._Unpickler.dispatch, **_OPERATIONS})  # type: ignore[misc]  # one counter for each run
@@ -148,8 +164,22 @@ class InertUnpickler(pickle._Unpickler):
     def load_frozenset(self) -> None:
         self.append(StandIn("builtins.frozenset", elements=self.pop_mark()))
 
-    def load_bytearray8(self) -> None:
-        self.append(self.read(int.from_bytes(self.read(8), "little")))  # not allocated before the bytes are there
+    def load_bytes4(self) -> None:
+        self.append(self._bytes(4))
+
+    def load_bytes8(self) -> None:
+        self.append(self._bytes(8))
+
+    def load_string(self) -> None:
+        data = self._bytes(4)
+        self.append(data.decode("latin1") if isinstance(data, bytes) else data)
+
+    def _bytes(self, width: int) -> bytes | Span:
+        """The bytes behind their length, or their place; a frame of protocol 4 never holds large ones."""
+        count = int.from_bytes(self.read(width), "little")
+        if self.file is None or count < _LARGE or self._unframer.current_frame is not None:
+            return self.read(count)  # a bytearray is not allocated before the bytes are there
+        return Span(self.file, self.reader.skip(count), count)
 
     def _extend(self, items: list[Any]) -> None:
         container = self.stack[-1]
@@ -182,13 +212,24 @@ _METHODS = {
     pickle.DICT: InertUnpickler.load_dict,
     pickle.EMPTY_SET: InertUnpickler.load_empty_set,
     pickle.FROZENSET: InertUnpickler.load_frozenset,
-    pickle.BYTEARRAY8: InertUnpickler.load_bytearray8,
+    pickle.BINBYTES: InertUnpickler.load_bytes4,
+    pickle.BINBYTES8: InertUnpickler.load_bytes8,
+    pickle.BYTEARRAY8: InertUnpickler.load_bytes8,
+    pickle.BINSTRING: InertUnpickler.load_string,
 }
 _OPERATIONS: dict[int, Callable[..., None]] = {code[0]: method for code, method in _METHODS.items()}
 
 
-def unpickle(stream: IO[bytes], end: int, load_persistent: Callable[[Any], Any]) -> tuple[Any, dict[str, str]]:
+def unpickle(
+    stream: IO[bytes], end: int, load_persistent: Callable[[Any], Any], file: SourceFile | None = None
+) -> tuple[Any, dict[str, str]]:
     """One pickle from where `stream` stands, reading no byte at or after `end`.
+
+    Args:
+        stream: The opened file.
+        end: Where the pickle must have ended.
+        load_persistent: Gives what a persistent id stands for.
+        file: The file that `stream` reads, if large bytes are to be left in it.
 
     Returns:
         The content, and the names of the globals that a full unpickler would have imported, with their first calls.
@@ -196,7 +237,7 @@ def unpickle(stream: IO[bytes], end: int, load_persistent: Callable[[Any], Any])
     Raises:
         WeightsError: The pickle is damaged, hostile or too large.
     """
-    unpickler = InertUnpickler(BoundedReader(stream, end), load_persistent)
+    unpickler = InertUnpickler(BoundedReader(stream, end), load_persistent, file)
     collecting = gc.isenabled()
     gc.disable()  # millions of containers that all live on: collecting between them triples the time
     try:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lit_transfer.weights._caffe2 import detectron2_names, is_caffe2
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._flax import is_flax, torch_arrays
 from lit_transfer.weights._lazy import LazyTensor
@@ -95,6 +96,8 @@ class _Search:
         tensors = {name: t for name, item in _items(value) if (t := as_tensor(item)) is not None}
         if is_flax(tensors):
             tensors = torch_arrays(tensors)
+        elif is_caffe2(tensors):
+            tensors = detectron2_names(tensors)
         if tensors:
             attributes = value.attributes if isinstance(value, InertDict) else {}
             self.found.append(StateDict(".".join(path), tensors, metadata=_versions(attributes.get("_metadata"))))

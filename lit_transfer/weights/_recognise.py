@@ -10,7 +10,7 @@ from lit_transfer.weights._npz import is_npz
 from lit_transfer.weights._tar import tar_members
 from lit_transfer.weights._unpacked import GZIP
 
-Format: TypeAlias = Literal["gzip", "npz", "zip", "legacy", "tar", "safetensors", "index"]
+Format: TypeAlias = Literal["gzip", "npz", "zip", "legacy", "tar", "pickle", "safetensors", "index"]
 _HEAD_BYTES = 4096
 
 # First bytes -> what it is, and what to do. A later format moves from here to its own reader.
@@ -85,6 +85,10 @@ def _is_legacy(head: bytes, file: SourceFile) -> bool:
     return b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:32] or head.startswith(b"L119547037146038801333356L\n.")
 
 
+def _is_pickle(head: bytes, file: SourceFile) -> bool:
+    return head[:1] == b"\x80" and b"\2" <= head[1:2] <= b"\5"
+
+
 def _is_tar(head: bytes, file: SourceFile) -> bool:
     # The oldest torch files have no magic word of their own; GNU, PAX and old tars differ in theirs.
     if head[257:262] != b"ustar" and not head.startswith((b"storages\0", b"tensors\0", b"pickle\0", b"sys_info\0")):
@@ -111,6 +115,7 @@ _READ: tuple[tuple[Callable[[bytes, SourceFile], bool], Format], ...] = (
     (_is_npz, "npz"),
     (_is_zip, "zip"),
     (_is_legacy, "legacy"),
+    (_is_pickle, "pickle"),
     (_is_tar, "tar"),
     (_is_safetensors, "safetensors"),
     (_is_index, "index"),
@@ -132,9 +137,6 @@ def _foreign(head: bytes, file: SourceFile) -> str:
         return "an ONNX file: read its initializers with onnx.numpy_helper.to_array and pass them as a dictionary"
     if text_head.startswith((b"{", b"[")):
         return "a JSON file; the index of a sharded checkpoint must end in .index.json"
-    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
-        return (
-            "a pickle that torch.save did not write: if it holds arrays, load it where it was written and save them "
-            "with safetensors.numpy.save_file or torch.save"
-        )
+    if head.startswith((b"(d", b"(l", b"}q", b"]q")):
+        return "a pickle of the oldest protocols: load it where it was written and save it with torch.save"
     return f"no checkpoint that is known here (it begins with {head[:16]!r})"

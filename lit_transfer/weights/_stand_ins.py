@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from lit_transfer.weights._lazy import LazyTensor, Storage
-from lit_transfer.weights._pickled import ArrayTensor
+from lit_transfer.weights._lazy import LazyTensor, SourceFile, Storage
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,6 +53,15 @@ class TypedStorage:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Span:
+    """Bytes of a pickle that were left in the file."""
+
+    file: SourceFile
+    start: int
+    nbytes: int
+
+
 def inert_key(key: Any) -> Any:
     """A key that hashes in constant time: nested tuples overflow the C stack, chosen integers collide by millions."""
     if key is None or isinstance(key, str | bytes | float | Global | StandIn):
@@ -68,5 +76,5 @@ def inert_key(key: Any) -> Any:
 def as_tensor(value: Any) -> LazyTensor | None:
     """The value if it is a tensor, or the tensor that a pickled numpy array is; else None."""
     if isinstance(value, StandIn):
-        value = value.state if isinstance(value.state, ArrayTensor) else None
+        value = value.state
     return value if isinstance(value, LazyTensor) else None
