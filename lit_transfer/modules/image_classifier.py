@@ -67,6 +67,8 @@ class ImageClassifier(TransferModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         backbone_lr_factor: float = 0.03,
         layer_decay: float | None = None,
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002  # the word of torch and of Lightning's users
     ) -> None:
         """Build the backbone with its weights, and the head where the number of classes is known.
 
@@ -89,6 +91,10 @@ class ImageClassifier(TransferModule):
             backbone_lr_factor: The backbone's rate as a multiple of the head's; 0 leaves its weights as they are, but
                 computes all gradients: freezing is cheaper.
             layer_decay: Multiplies the rate once more for every stage further from the head.
+            channels_last: Keep images and convolutions in the memory layout in which convolutions are fastest on CPUs,
+                and on GPUs with half precision.
+            compile: Compile the backbone when a fit starts, which takes up to minutes and pays in long runs on a GPU;
+                on a CPU it did not pay (docs/performance.md).
 
         Raises:
             ValueError: If `num_classes`, `class_names`, `class_weights` or `head` contradict each other.
@@ -111,6 +117,8 @@ class ImageClassifier(TransferModule):
             lr_scheduler=lr_scheduler,
             backbone_lr_factor=backbone_lr_factor,
             layer_decay=layer_decay,
+            channels_last=channels_last,
+            compile=compile,
         )
         self.confusion: dict[str, Tensor] = {}
 
@@ -137,20 +145,21 @@ class ImageClassifier(TransferModule):
     def configure_metrics(self) -> dict[str, Metric]:
         """Accuracy, accuracy among the first five, F1 and AUROC, the latter two as means over the classes."""
         classes = self.num_classes or 2
+        # Their checks of labels wait for the device at each step; the loss refuses the same labels.
         metrics: dict[str, Metric] = {
-            "acc": MulticlassAccuracy(classes, average="micro"),
-            "f1": MulticlassF1Score(classes, average="macro"),
-            "auroc": MulticlassAUROC(classes, average="macro"),
+            "acc": MulticlassAccuracy(classes, average="micro", validate_args=False),
+            "f1": MulticlassF1Score(classes, average="macro", validate_args=False),
+            "auroc": MulticlassAUROC(classes, average="macro", validate_args=False),
         }
         if classes > 5:
-            metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5)
+            metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, validate_args=False)
         return metrics
 
     def _build(self) -> None:
         """Build what is missing, and the confusion matrices, which are no scalars to log."""
         super()._build()
         if not self._has("val_confusion"):
-            self.val_confusion = MulticlassConfusionMatrix(self.num_classes or 2)
+            self.val_confusion = MulticlassConfusionMatrix(self.num_classes or 2, validate_args=False)
             self.test_confusion = self.val_confusion.clone()
 
     def reset_head(  # type: ignore[override]  # a classifier counts classes, not outputs

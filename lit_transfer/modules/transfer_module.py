@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import Self
 
@@ -53,6 +54,8 @@ class TransferModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         backbone_lr_factor: float = 0.03,
         layer_decay: float | None = None,
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002  # the word of torch and of Lightning's users
     ) -> None:
         """Build the backbone with its weights, and the head where its width is known.
 
@@ -70,18 +73,25 @@ class TransferModule(LightningModule):
             backbone_lr_factor: The backbone's rate as a multiple of the head's; 0 leaves its weights as they are, but
                 computes all gradients: freezing is cheaper.
             layer_decay: Multiplies the rate once more for every stage further from the head.
+            channels_last: Keep images and convolutions in the memory layout in which convolutions are fastest on CPUs,
+                and on GPUs with half precision.
+            compile: Compile the backbone when a fit starts, which takes up to minutes and pays in long runs on a GPU;
+                on a CPU it did not pay (docs/performance.md).
         """
         super().__init__()
         modules = [name for name, value in (("backbone", backbone), ("head", head)) if isinstance(value, nn.Module)]
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", *modules], frame=outermost_init(self))
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._backbone_lr_factor, self._layer_decay = backbone_lr_factor, layer_decay
+        self._channels_last, self._compile = channels_last, compile
         self._head_name, self._dropout = (None if isinstance(head, nn.Module) else head), dropout
         self.num_outputs = num_outputs
         self._head_is_fresh = not isinstance(head, nn.Module)
         self.backbone: Backbone = create_backbone(
             backbone, weights=weights, in_channels=in_channels, input_size=input_size
         )
+        if channels_last:
+            convert_conv2d_weight_memory_format(self.backbone, torch.channels_last)
         # A checkpoint is rebuilt without the weights, which may have been made for another size than the default ones.
         self._built_for = self.backbone.preprocessing.crop
         if isinstance(head, nn.Module):
@@ -211,8 +221,8 @@ class TransferModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Give the head's answer for images of shape (N, C, H, W)."""
-        # Convolutions pass this layout on, and are faster in it on CPUs and on GPUs with half precision.
-        images = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+        if self._channels_last and images.ndim == 4:  # convolutions pass the layout on
+            images = images.contiguous(memory_format=torch.channels_last)
         answer: Tensor = self.head(self.backbone(images))
         return answer
 
@@ -224,6 +234,8 @@ class TransferModule(LightningModule):
         if isinstance(used := getattr(datamodule, "preprocessing", None), Preprocessing):
             self.backbone.preprocessing = used
         self._build()
+        if self._compile and stage == "fit":
+            self.backbone.compile()  # in place: parameters keep their names
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Log and return the loss of a training batch."""

@@ -1,4 +1,6 @@
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, Metric
 
+from lit_transfer import load_weights
 from lit_transfer.callbacks import FinetuningSchedule
 from lit_transfer.modules import ImageClassifier, TransferModule
 
@@ -191,6 +194,42 @@ def test_the_sanity_check_measures_nothing(
     trainer.fit(ImageClassifier(backbone), data)
     assert seen.logged == {"val_loss"}
     assert {"val_loss", "val_acc"} <= set(trainer.callback_metrics)
+
+
+def test_convolutions_stay_in_the_layout_that_was_asked_for(
+    data: LightningDataModule, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def layouts(module: LightningModule) -> set[bool]:
+        weights = [
+            part.weight for part in module.modules() if isinstance(part, nn.Conv2d) and part.kernel_size != (1, 1)
+        ]
+        return {weight.is_contiguous(memory_format=torch.channels_last) for weight in weights}
+
+    for channels_last in (True, False):
+        module = TwoOutputs("resnet18", weights=None, channels_last=channels_last)
+        trainer = make_trainer(max_steps=1)
+        trainer.fit(ImageClassifier("resnet18", weights=None, channels_last=channels_last), data)
+        trainer.save_checkpoint(tmp_path / "model.ckpt")
+        again = ImageClassifier.load_from_checkpoint(tmp_path / "model.ckpt")
+        load_weights(module, tmp_path / "model.ckpt", head=["head"], on_mismatch="skip")
+        assert [layouts(one) for one in (module, trainer.lightning_module, again)] == [{channels_last}] * 3
+
+
+def test_a_compiled_backbone_keeps_its_names_and_learns_the_same(
+    data: LightningDataModule, backbone: nn.Module, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graph is captured as ever and run without generated code, which would take a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trained = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module = ImageClassifier(copy.deepcopy(backbone), compile=compiled)
+        make_trainer(max_epochs=2, callbacks=[FinetuningSchedule("probe_then_finetune")]).fit(module, data)
+        assert (module.backbone._compiled_call_impl is not None) == compiled
+        trained.append(state(module))
+    assert trained[0].keys() == trained[1].keys()
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value)
 
 
 def test_resetting_the_head_leaves_the_backbone(backbone: nn.Module) -> None:
