@@ -1,6 +1,6 @@
 """Weights from any file into any model: read safely, matched by search, all or nothing, told."""
 
-from lit_transfer.weights._checkpoint import Checkpoint, Source, open_checkpoint
+from lit_transfer.weights._checkpoint import Checkpoint, Source, open_checkpoint, open_distributed
 from lit_transfer.weights._choose import Prefer, main_state_dict
 from lit_transfer.weights._describe import describe, diff_checkpoints
 from lit_transfer.weights._errors import WeightsError
@@ -27,6 +27,7 @@ __all__ = [
     "load_weights",
     "main_state_dict",
     "open_checkpoint",
+    "open_distributed",
     "plan_weights",
     "save_weights",
     "torchvision_family",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_transfer.weights._builders import is_harmless
 from lit_transfer.weights._content import Content
+from lit_transfer.weights._distributed import LIGHTNINGS, is_distributed, read_distributed
 from lit_transfer.weights._errors import WeightsError, named
 from lit_transfer.weights._fetch import fetch, is_remote
 from lit_transfer.weights._layouts import StateDict, find_state_dicts
@@ -111,9 +112,9 @@ def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
     Args:
         source: Path of a file that torch.save wrote (zip, legacy, tar), of a safetensors file, of a numpy archive
             (.npz), of a pickle of arrays, or of the index of a sharded checkpoint, whatever its suffix and compressed
-            with gzip or not; a folder with one of them; an `http(s)://` address, or
-            `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors or numpy arrays, nested or
-            not; or a checkpoint that is open already.
+            with gzip or not; a folder with one of them, or one that torch.distributed.checkpoint wrote; an
+            `http(s)://` address, or `hf://organisation/repository[@revision][/file]`; a mapping of names to tensors or
+            numpy arrays, nested or not; or a checkpoint that is open already.
         verify: Whether tensors of a zip file are compared with their checksums when they are read. That costs about
             twice the time of reading them; it is not done for a tensor that is a small part of its storage.
 
@@ -128,6 +129,8 @@ def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source must be a path, a URL or a mapping of names to tensors, got {type(source).__name__}")
     path = fetch(str(source)) if is_remote(str(source)) else Path(source).expanduser()
+    if path.is_dir() and is_distributed(path):
+        return open_distributed(path, verify=verify)
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
@@ -138,6 +141,30 @@ def open_checkpoint(source: Source, *, verify: bool = True) -> Checkpoint:
         raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+def open_distributed(folder: Path, *, verify: bool = True, values: bool = False) -> Checkpoint:
+    """Open a folder of torch.distributed.checkpoint, with what Lightning keeps beside it (`meta.pt`).
+
+    Args:
+        folder: The folder.
+        verify: See open_checkpoint.
+        values: Whether what is no tensor, such as an optimizer's settings, is read, too.
+
+    Raises:
+        WeightsError: It is damaged.
+    """
+    try:
+        content = read_distributed(folder, verify=verify, values=values)
+        extra = folder / LIGHTNINGS
+        beside = _read(SourceFile.at(extra), verify).root if extra.is_file() else None
+    except WeightsError as error:
+        raise WeightsError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be read: {error}") from error
+    if isinstance(beside, dict) and isinstance(content.root, InertDict):
+        content.root.update({name: value for name, value in beside.items() if name not in content.root})
+    return Checkpoint(str(folder), content)
 
 
 _READERS: dict[Format, Callable[[SourceFile], Content]] = {
@@ -176,11 +203,6 @@ _SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".ta
 def _in_folder(folder: Path) -> Path:
     """The checkpoint in a folder: the index of shards, or the only file that can be one."""
     names = sorted(entry.name for entry in folder.iterdir())
-    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
-        raise WeightsError(
-            f"{folder} is a distributed checkpoint: convert it with "
-            f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} OUT.pth`"
-        )
     found = [name for name in names if name.endswith(".index.json")] or [n for n in names if n.endswith(_SUFFIXES)]
     if len(found) == 1:
         return folder / found[0]

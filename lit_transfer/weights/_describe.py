@@ -13,6 +13,7 @@ from lit_transfer.weights._errors import named
 from lit_transfer.weights._guess import looks_like
 from lit_transfer.weights._layouts import StateDict, is_optimizer_state
 from lit_transfer.weights._lazy import FileTensor, LazyTensor
+from lit_transfer.weights._made import MadeTensor
 from lit_transfer.weights._pickled import UnreadTensor
 from lit_transfer.weights._stand_ins import Global, StandIn, as_tensor
 from lit_transfer.weights._target import is_under
@@ -156,8 +157,9 @@ def _state_dict(found: StateDict) -> dict[str, Any]:
 
 def _bytes(checkpoint: Checkpoint) -> int | None:
     """Size of the file, or of all files of a sharded checkpoint; None in memory."""
-    tensors = (tensor for found in checkpoint.state_dicts for tensor in found.values())
+    tensors = [tensor for found in checkpoint.state_dicts for tensor in found.values()]
     files = {tensor.storage.file for tensor in tensors if isinstance(tensor, FileTensor)}
+    files |= {file for tensor in tensors if isinstance(tensor, MadeTensor) for file in tensor.files}
     files |= {checkpoint.content.file} if checkpoint.content.file else set()
     return sum(file.size for file in files) if files else None
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,17 +11,22 @@ from torch import Tensor
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._map_location import MapLocation, placed
 
+if TYPE_CHECKING:
+    from lit_transfer.weights._lazy import SourceFile
+
 
 @dataclass(frozen=True, eq=False)
 class MadeTensor:
     """A tensor of known dtype and shape that `make` gives, with the face of a FileTensor.
 
-    Loading makes all such tensors before it changes the first value of a model.
+    Loading makes all such tensors before it changes the first value of a model. `files` are those that it is made of,
+    where a checkpoint has several.
     """
 
     make: Callable[[], Tensor]
     dtype: torch.dtype
     shape: tuple[int, ...]
+    files: "tuple[SourceFile, ...]" = ()
 
     @property
     def nbytes(self) -> int:

@@ -40,6 +40,8 @@ def recognise(file: SourceFile) -> Format:
     Raises:
         WeightsError: The file is empty, or none that is read here; the message says what it is and how to convert it.
     """
+    if file.path.suffix == ".distcp" or file.path.name == ".metadata":
+        raise WeightsError(f"{file.path} is a part of a distributed checkpoint: give its folder, {file.path.parent}")
     with file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if not head:

@@ -16,26 +16,28 @@ from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._inert import MAX_PICKLE_BYTES, unpickle_bytes
 from lit_transfer.weights._lazy import SourceFile, Storage
 from lit_transfer.weights._stand_ins import TypedStorage
-from lit_transfer.weights._zip_members import damaged_zip, first_byte, require_apart, verify_member
+from lit_transfer.weights._zip_members import Window, damaged_zip, first_byte, require_apart, verify_member
 
 MAX_MEMBERS = 1_000_000
 
 
-def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
+def read_torch_zip(file: SourceFile, *, verify: bool = True, window: tuple[int, int] | None = None) -> Content:
     """Read the pickle of a torch zip file; the storages stay in the file.
 
     Args:
         file: The file.
         verify: Whether the storages get a checksum to be compared with when they are read.
+        window: First byte and length of the archive, if it is a part of the file.
     """
+    start, size = window or (0, file.size)
     try:
-        with zipfile.ZipFile(file.path) as archive:
+        with file.open() as handle, zipfile.ZipFile(Window(handle, start, size)) as archive:
             require_apart(file, archive.infolist())
             members = {info.filename: info for info in archive.infolist()}
             root = _root(file, members)
-            data = _small_member(archive, members[root + "data.pkl"], file)
+            data = _small_member(archive, members[root + "data.pkl"], file, start)
             order = members.get(root + "byteorder")
-            swapped = order is not None and _small_member(archive, order, file) == b"big"
+            swapped = order is not None and _small_member(archive, order, file, start) == b"big"
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError) as error:
         if isinstance(error, WeightsError):
             raise
@@ -46,8 +48,9 @@ def read_torch_zip(file: SourceFile, *, verify: bool = True) -> Content:
         kind, key, location, count = _storage_id(pid)
         dtype = storage_dtype(kind)
         if key not in storages:
-            found = _storage(file, members, f"{root}data/{key}", count * dtype.itemsize, location, swapped)
-            storages[key] = found if verify else replace(found, verify=None)
+            info = _member(file, members, f"{root}data/{key}", count * dtype.itemsize, size)
+            found = _storage(file, info, count * dtype.itemsize, start)
+            storages[key] = replace(found, location=location, swapped=swapped, verify=found.verify if verify else None)
         return TypedStorage(storages[key], dtype)
 
     content, names = unpickle_bytes(data, storage)
@@ -66,13 +69,13 @@ def _root(file: SourceFile, members: dict[str, zipfile.ZipInfo]) -> str:
     return min(roots, key=len)
 
 
-def _small_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: SourceFile) -> bytes:
+def _small_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: SourceFile, start: int) -> bytes:
     """The bytes of a member. A stored one cannot be larger than the file; a packed one is a bomb if it says more."""
     if info.file_size > MAX_PICKLE_BYTES or info.file_size > 100 * file.size:
         raise WeightsError(f"{file.path}: {info.filename} declares {info.file_size:,} bytes: damaged, or a zip bomb")
     if info.CRC == 0 and info.compress_type == zipfile.ZIP_STORED:  # not computed: zipfile would call it bad
         with file.open() as handle:
-            handle.seek(first_byte(file, info.header_offset, info.filename, handle))
+            handle.seek(first_byte(file, start + info.header_offset, info.filename, handle))
             return handle.read(info.file_size)
     with archive.open(info) as member:
         return member.read(info.file_size)
@@ -87,16 +90,21 @@ def _storage_id(pid: Any) -> tuple[Any, str, str, int]:
     return kind, str(key), str(location), count
 
 
-def _storage(
-    file: SourceFile, members: dict[str, zipfile.ZipInfo], name: str, nbytes: int, location: str, swapped: bool
-) -> Storage:
+def _member(
+    file: SourceFile, members: dict[str, zipfile.ZipInfo], name: str, nbytes: int, size: int
+) -> zipfile.ZipInfo:
+    """The stored member of a storage, which must have its bytes and lie inside the archive of `size` bytes."""
     info = members.get(name)
     if info is None:
         raise WeightsError(f"{file.path} has no member {name!r}, which its pickle refers to: damaged")
     if info.compress_type != zipfile.ZIP_STORED:
         raise WeightsError(f"{file.path} was zipped again with compression: unpack it and zip it with `zip -0 -r`")
-    if info.file_size < nbytes or info.header_offset + info.file_size > file.size:
+    if info.file_size < nbytes or info.header_offset + info.file_size > size:
         raise WeightsError(f"{file.path}: member {name!r} has {info.file_size} bytes where {nbytes} are needed")
-    locate = partial(first_byte, file, info.header_offset, name)
-    verify = partial(verify_member, file, info) if info.CRC else None
-    return Storage(file, nbytes, locate, location, swapped, verify)
+    return info
+
+
+def _storage(file: SourceFile, info: zipfile.ZipInfo, nbytes: int, start: int) -> Storage:
+    locate = partial(first_byte, file, start + info.header_offset, info.filename)
+    verify = partial(verify_member, file, info, start=start) if info.CRC else None
+    return Storage(file, nbytes, locate, verify=verify, crc=info.CRC if info.file_size == nbytes else None)

@@ -5,6 +5,7 @@ directory at the end. The archive's CRC-32 of a member is 0 where the author did
 PKWARE.
 """
 
+import io
 import struct
 import zipfile
 import zlib
@@ -13,7 +14,7 @@ from itertools import pairwise
 from typing import IO
 
 from lit_transfer.weights._errors import WeightsError
-from lit_transfer.weights._lazy import SourceFile
+from lit_transfer.weights._lazy import SourceFile, wrong_checksum
 
 _CHUNK = 2**18  # stays in the processor's cache between the read and the checksum
 
@@ -40,19 +41,45 @@ def first_byte(file: SourceFile, header: int, name: str, handle: IO[bytes]) -> i
     return header + 30 + int(name_length) + int(extra_length)
 
 
-def verify_member(file: SourceFile, info: zipfile.ZipInfo, handle: IO[bytes]) -> None:
-    """Compare a stored member's bytes with the archive's CRC-32 of them."""
-    handle.seek(first_byte(file, info.header_offset, info.filename, handle))
+def verify_member(file: SourceFile, info: zipfile.ZipInfo, handle: IO[bytes], *, start: int = 0) -> None:
+    """Compare a stored member's bytes with the archive's CRC-32 of them; the archive begins at byte `start`."""
+    handle.seek(first_byte(file, start + info.header_offset, info.filename, handle))
     left, found, buffer = info.file_size, 0, memoryview(bytearray(_CHUNK))
     while left and (count := handle.readinto(buffer[: min(left, _CHUNK)])):  # type: ignore[attr-defined]  # a RawIOBase
         found = zlib.crc32(buffer[:count], found)
         left -= count
     if left or found != info.CRC:
-        raise WeightsError(
-            f"{file.path}: the bytes of member {info.filename!r} do not have the checksum that the archive names: "
-            "damaged since they were written; copy or download the file again "
-            "(open_checkpoint(path, verify=False) reads it as it is)"
-        )
+        raise wrong_checksum(file, info.filename)
+
+
+class Window(io.RawIOBase):
+    """A part of a file with the face of a file: an archive that lies among others."""
+
+    def __init__(self, handle: IO[bytes], start: int, length: int) -> None:
+        self._handle, self._start, self._length, self._at = handle, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise OSError("a place before the beginning")
+        self._at = base + offset
+        return self._at
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self._length - self._at)
+        self._handle.seek(self._start + self._at)
+        data = self._handle.read(left if count is None or count < 0 else min(count, left))
+        self._at += len(data)
+        return data
 
 
 def damaged_zip(file: SourceFile, error: Exception) -> WeightsError:

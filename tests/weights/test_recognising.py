@@ -58,10 +58,6 @@ def test_foreign_archives_are_named(tmp_path: Path) -> None:
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="0 checkpoints"):
         open_checkpoint(tmp_path)
-    (tmp_path / ".metadata").touch()
-    (tmp_path / "__0_0.distcp").touch()
-    with pytest.raises(WeightsError, match="dcp_to_torch"):
-        open_checkpoint(tmp_path)
     for name in ("a.pth", "b.pth"):
         torch.save({"w": torch.ones(1)}, tmp_path / name)
     with pytest.raises(WeightsError):
