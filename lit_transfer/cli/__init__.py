@@ -13,6 +13,7 @@ _COMMANDS = {
     "validate": ("training", "Measure a model on the validation data."),
     "test": ("training", "Measure a checkpoint on the test data."),
     "schedule": ("schedule", "Show which stages would train when and at which rate, before any training."),
+    "probe": ("probe", "Measure what each stage of a backbone knows of your classes, by linear probes and k-NN."),
     "predict": ("predict", "Label images with a checkpoint."),
     "inspect": ("inspect", "Show what is in a checkpoint; nothing in it is run."),
     "match": ("match", "Show how a checkpoint would be loaded into a backbone; nothing is loaded."),
