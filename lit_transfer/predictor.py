@@ -1,12 +1,15 @@
 """From a checkpoint to answers: a module in eval mode with its preprocessing and the names of its classes."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import suggested_max_num_workers
 from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from lit_transfer.restore import read_training_state
 from lit_transfer.weights import WeightsError
 from lit_transfer.weights._report import few
 
+_MOST_READERS = 8  # threads: beyond, they wait for each other
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
@@ -87,11 +91,28 @@ class Predictor:
         return list(self.stream(several))
 
     def stream(self, images: Iterable[Any]) -> Iterator[Any]:
-        """Answer for images one after the other, computing a batch at a time."""
-        remaining = iter(images)
-        while chunk := list(islice(remaining, self.batch_size)):
-            outputs = self.outputs(torch.stack([self._transform(self._open(image)) for image in chunk]))
-            yield from (self._describe(output) for output in outputs)
+        """Answer for images one after the other, computing a batch at a time while threads read the next one."""
+        with ThreadPoolExecutor(min(_MOST_READERS, suggested_max_num_workers(1) + 1)) as readers:
+            batches = self._read_ahead(iter(images), readers)
+            try:
+                for batch in batches:
+                    yield from (self._describe(output) for output in self.outputs(batch))
+            finally:
+                readers.shutdown(cancel_futures=True)
+
+    def _read_ahead(self, images: Iterator[Any], readers: ThreadPoolExecutor) -> Iterator[Tensor]:
+        """Yield batches (N, C, H, W); while one is worked on, the next one is read."""
+        ahead: deque[list[Future[Tensor]]] = deque()
+        while True:
+            while len(ahead) < 2 and (chunk := list(islice(images, self.batch_size))):
+                ahead.append([readers.submit(self._read, image) for image in chunk])
+            if not ahead:
+                return
+            yield torch.stack([image.result() for image in ahead.popleft()])
+
+    def _read(self, image: ImageLike) -> Tensor:
+        ready: Tensor = self._transform(self._open(image))
+        return ready
 
     @torch.inference_mode()
     def outputs(self, batch: Tensor) -> Tensor:
