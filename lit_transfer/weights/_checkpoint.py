@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_transfer.weights._builders import is_harmless
 from lit_transfer.weights._content import Content
+from lit_transfer.weights._deepspeed import how_to_convert
 from lit_transfer.weights._distributed import LIGHTNINGS, is_distributed, read_distributed
 from lit_transfer.weights._errors import WeightsError, named
 from lit_transfer.weights._fetch import fetch, is_remote
@@ -203,6 +204,8 @@ _SUFFIXES = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt", ".ta
 def _in_folder(folder: Path) -> Path:
     """The checkpoint in a folder: the index of shards, or the only file that can be one."""
     names = sorted(entry.name for entry in folder.iterdir())
+    if told := how_to_convert(folder):
+        raise WeightsError(told)
     found = [name for name in names if name.endswith(".index.json")] or [n for n in names if n.endswith(_SUFFIXES)]
     if len(found) == 1:
         return folder / found[0]

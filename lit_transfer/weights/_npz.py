@@ -6,9 +6,7 @@ Python dictionary of `descr`, `fortran_order` and `shape`), the values. Source: 
 
 import math
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +23,7 @@ from lit_transfer.weights._made import MadeTensor
 from lit_transfer.weights._pickled import NUMBERS, torch_dtype
 from lit_transfer.weights._stand_ins import InertDict, StandIn
 from lit_transfer.weights._unpacked import ALWAYS_BYTES, MAX_RATIO
-from lit_transfer.weights._zip_members import damaged_zip, first_byte, require_apart, verify_member
+from lit_transfer.weights._zip_members import ZIP_ERRORS, damaged_zip, first_byte, require_apart, verify_member
 
 MAX_ARRAYS = 100_000
 MAX_HEADER_BYTES = 10_000  # numpy's own limit
@@ -33,19 +31,6 @@ _MAGIC = b"\x93NUMPY"
 _HEADER = re.compile(
     r"\{(?=.*'descr': *'(?P<order>[<>|=]?)(?P<kind>\w+)')(?=.*'fortran_order': *(?P<columns>True|False))"
     r"(?=.*'shape': *\((?P<shape>(?:\d{1,19}L?(?:, *|(?=\)))){0,64})\))"
-)
-
-
-# What zipfile raises on archives that are damaged, packed in a strange way or encrypted.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    OSError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-    EOFError,
-    zlib.error,
 )
 
 
@@ -73,7 +58,7 @@ def read_npz(file: SourceFile, *, verify: bool = True) -> Content:
             _require_sound(file, archive.infolist())
             for info in archive.infolist():
                 root[info.filename.removesuffix(".npy")] = _array(file, info, archive, handle, verify)
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         if isinstance(error, WeightsError):
             raise
         raise damaged_zip(file, error) from error
@@ -155,7 +140,7 @@ def _unpack(file: SourceFile, name: str, header: _Header, dtype: torch.dtype) ->
         try:
             with zipfile.ZipFile(handle) as archive, archive.open(name) as member:
                 data = bytearray(member.read()[header.length :])
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             if isinstance(error, WeightsError):
                 raise
             raise damaged_zip(file, error) from error

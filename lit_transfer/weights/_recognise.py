@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+from lit_transfer.weights._deepspeed import how_to_convert, is_part_of_zero
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._lazy import SourceFile
 from lit_transfer.weights._npz import is_npz
@@ -42,6 +43,8 @@ def recognise(file: SourceFile) -> Format:
     """
     if file.path.suffix == ".distcp" or file.path.name == ".metadata":
         raise WeightsError(f"{file.path} is a part of a distributed checkpoint: give its folder, {file.path.parent}")
+    if is_part_of_zero(file.path.name) and (told := how_to_convert(file.path.parent)):
+        raise WeightsError(f"{file.path.name} holds one process' pieces: {told}")
     with file.path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if not head:

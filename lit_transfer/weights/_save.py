@@ -3,7 +3,8 @@
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from lit_transfer.weights._errors import WeightsError, named
 from lit_transfer.weights._layouts import StateDict
-from lit_transfer.weights._lazy import MemoryTensor
+from lit_transfer.weights._lazy import LazyTensor, MemoryTensor
+from lit_transfer.weights._shards import size_in_bytes, split, write_shards
 from lit_transfer.weights._stand_ins import as_tensor
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -27,6 +29,7 @@ def save_weights(
     strip: str | None = None,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    shards: int | str | None = None,
 ) -> Path:
     """Write weights to a file that is complete or absent: a temporary file beside it, flushed, then renamed.
 
@@ -40,13 +43,16 @@ def save_weights(
         strip: Dotted name to take away from the front of every name, for example "module" or "module.module".
         dtype: Floating-point tensors are cast to it.
         metadata: Text to keep beside the tensors, for example class names as JSON, or where the weights come from.
+        shards: Largest size of a file, such as "2GB" or a number of bytes. What is larger is written as several
+            safetensors files and an index (`model-00001-of-00003.safetensors`, `model.safetensors.index.json`), one of
+            them in memory at a time; the index, which is what others read, is renamed last.
 
     Returns:
-        The path.
+        The path; of several files that of the index.
 
     Raises:
         WeightsError: A name lacks the prefix to strip, or a tensor has no values.
-        ValueError: The suffix is none of these.
+        ValueError: The suffix is none of these, or `shards` is no size.
         OSError: The disk is full or fails; a file that was there is untouched.
     """
     path = Path(path)
@@ -55,7 +61,14 @@ def save_weights(
     state = model_or_state_dict.state_dict() if isinstance(model_or_state_dict, nn.Module) else model_or_state_dict
     if not state:
         raise WeightsError("there is no tensor to save")
-    tensors = _compact({_edited(name, prefix, strip): value for name, value in state.items()}, dtype)
+    edited = {_edited(name, prefix, strip): value for name, value in state.items()}
+    if shards is not None:
+        if path.suffix != ".safetensors":
+            raise ValueError(f"shards are written as .safetensors, got {path.name!r}")
+        parts = split(_sizes(edited, dtype), size_in_bytes(shards))
+        if len(parts) > 1:
+            return write_shards(path, parts, partial(_write_shard, edited, dtype, metadata or {}), metadata or {})
+    tensors = _compact(edited, dtype)
     versions = state.metadata if isinstance(state, StateDict) else getattr(state, "_metadata", {})
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -87,16 +100,22 @@ def _edited_versions(known: Mapping[str, Any], prefix: str | None, strip: str | 
     return edited
 
 
+def _lazy(name: str, value: Any) -> LazyTensor | None:
+    """The value as a tensor that can be read; None for a module's extra state, which is none."""
+    lazy = MemoryTensor(value) if isinstance(value, Tensor) else as_tensor(value)
+    if isinstance(lazy, MemoryTensor) and lazy.tensor.is_meta:
+        raise WeightsError(f"{name} is on the meta device: it has no values to save")
+    return lazy
+
+
 def _compact(state: Mapping[str, Any], dtype: torch.dtype | None) -> "OrderedDict[str, Tensor]":
     """Tensors on the CPU, cast, without the rest of their storage; equal places give the same object."""
     made: dict[object, Tensor] = {}
     tensors: OrderedDict[str, Tensor] = OrderedDict()
     for name, value in state.items():
-        lazy = MemoryTensor(value) if isinstance(value, Tensor) else as_tensor(value)
+        lazy = _lazy(name, value)
         if lazy is None:
-            continue  # a module's extra state is no tensor
-        if isinstance(lazy, MemoryTensor) and lazy.tensor.is_meta:
-            raise WeightsError(f"{name} is on the meta device: it has no values to save")
+            continue
         if lazy.place() not in made:
             with named(name):
                 tensor = lazy.read("cpu")
@@ -105,6 +124,25 @@ def _compact(state: Mapping[str, Any], dtype: torch.dtype | None) -> "OrderedDic
             made[lazy.place()] = tensor if whole else tensor.contiguous().clone()
         tensors[name] = made[lazy.place()]
     return tensors
+
+
+def _sizes(state: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, tuple[object, int]]:
+    """Name -> (place, bytes once cast)."""
+    found = {}
+    for name, value in state.items():
+        if (lazy := _lazy(name, value)) is not None:
+            width = dtype.itemsize if dtype is not None and lazy.dtype.is_floating_point else lazy.dtype.itemsize
+            found[name] = (lazy.place(), lazy.nbytes // lazy.dtype.itemsize * width)
+    return found
+
+
+def _write_shard(
+    state: Mapping[str, Any], dtype: torch.dtype | None, metadata: Mapping[str, str], names: Sequence[str], path: Path
+) -> int:
+    tensors = _compact({name: state[name] for name in names}, dtype)
+    _write_safetensors(tensors, path, metadata)
+    _flush(path)
+    return sum({id(tensor): tensor.nbytes for tensor in tensors.values()}.values())
 
 
 def _write_safetensors(tensors: "OrderedDict[str, Tensor]", path: Path, metadata: Mapping[str, str]) -> None:

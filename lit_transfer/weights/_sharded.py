@@ -1,6 +1,6 @@
 """Checkpoints in several files: an index in JSON that says in which file each tensor is.
 
-Layout: {"weight_map": {NAME: FILE}}, the files beside the index. Source: huggingface transformers and safetensors.
+Layout: {"weight_map": {NAME: FILE}, "metadata": {...}}, the files beside the index. Source: huggingface transformers and safetensors.
 """
 
 import json
@@ -19,9 +19,10 @@ MAX_SHARDS = 10_000
 
 def read_sharded(file: SourceFile, read: Callable[[SourceFile], Content]) -> Content:
     """Read the index and each shard's table; `read` reads one file of any format."""
-    weight_map = _weight_map(file)
+    weight_map, about = _index(file)
     shards: dict[str, Content] = {}
     root = InertDict()
+    root.attributes.update({key: text for key, text in about.items() if isinstance(text, str)})
     for name, shard in weight_map.items():
         if shard not in shards:
             shards[shard] = read(_shard(file, shard))
@@ -34,7 +35,8 @@ def read_sharded(file: SourceFile, read: Callable[[SourceFile], Content]) -> Con
     return Content(root, f"{formats} in {len(shards)} shards", file, names)
 
 
-def _weight_map(file: SourceFile) -> dict[str, str]:
+def _index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
+    """Name -> file, and what else the index says."""
     if file.size > MAX_INDEX_BYTES:
         raise WeightsError(f"{file.path} has {file.size:,} bytes: no index of shards is like that")
     try:
@@ -48,7 +50,8 @@ def _weight_map(file: SourceFile) -> dict[str, str]:
         raise WeightsError(f"{file.path}: `weight_map` must give a file name for each tensor")
     if len(set(weight_map.values())) > MAX_SHARDS:
         raise WeightsError(f"{file.path} names more than {MAX_SHARDS:,} shards")
-    return weight_map
+    about = index.get("metadata")
+    return weight_map, about if isinstance(about, dict) else {}
 
 
 def _shard(index: SourceFile, name: str) -> SourceFile:

@@ -4,7 +4,6 @@ Layout: `NAME/data.pkl`, `NAME/data/KEY` (raw bytes, stored, aligned to 64), `NA
 Source: torch/serialization.py and caffe2/serialize/inline_container.cc.
 """
 
-import struct
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,8 @@ from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._inert import MAX_PICKLE_BYTES, unpickle_bytes
 from lit_transfer.weights._lazy import SourceFile, Storage
 from lit_transfer.weights._stand_ins import TypedStorage
-from lit_transfer.weights._zip_members import Window, damaged_zip, first_byte, require_apart, verify_member
+from lit_transfer.weights._torchscript import is_script, leave_out_plain_tensors, state_names
+from lit_transfer.weights._zip_members import ZIP_ERRORS, Window, damaged_zip, first_byte, require_apart, verify_member
 
 MAX_MEMBERS = 1_000_000
 
@@ -38,7 +38,9 @@ def read_torch_zip(file: SourceFile, *, verify: bool = True, window: tuple[int, 
             data = _small_member(archive, members[root + "data.pkl"], file, start)
             order = members.get(root + "byteorder")
             swapped = order is not None and _small_member(archive, order, file, start) == b"big"
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError) as error:
+            script = is_script(list(members), root)
+            kept = state_names(archive, root) if script else {}
+    except ZIP_ERRORS as error:
         if isinstance(error, WeightsError):
             raise
         raise damaged_zip(file, error) from error
@@ -54,7 +56,7 @@ def read_torch_zip(file: SourceFile, *, verify: bool = True, window: tuple[int, 
         return TypedStorage(storages[key], dtype)
 
     content, names = unpickle_bytes(data, storage)
-    script = any(name.startswith(root + "code/") for name in members)
+    leave_out_plain_tensors(content, kept)
     return Content(content, "TorchScript archive" if script else "torch zip", file, names)
 
 

@@ -18,6 +18,18 @@ from lit_transfer.weights._lazy import SourceFile, wrong_checksum
 
 _CHUNK = 2**18  # stays in the processor's cache between the read and the checksum
 
+# What zipfile raises on archives that are damaged, packed in a strange way or encrypted.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    OSError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    EOFError,
+    zlib.error,
+)
+
 
 def require_apart(file: SourceFile, infos: Sequence[zipfile.ZipInfo]) -> None:
     """Raise a WeightsError if two members have one name, or share bytes."""
