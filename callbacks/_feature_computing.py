@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lit_transfer.callbacks._feature_checks import Seen
 from lit_transfer.callbacks._feature_front import Front
-from lit_transfer.callbacks._feature_options import Options, apart
+from lit_transfer.callbacks._feature_options import Options
 from lit_transfer.callbacks._feature_steps import Steps
-from lit_transfer.features import CachedSamples, Serving, WorkingCopy, run_until, split_sample
+from lit_transfer.features import CachedSamples, Serving, checked_copy, run_until, split_sample
 
 __all__ = ["Compute", "Computing", "Kept"]
 
@@ -52,6 +52,7 @@ class Computing:
         steps: Runs the step.
         seen: What the checks have found out.
         options: What the user chose.
+        batch_size: Samples in a batch.
         kept: Where to go on from; None to start from images.
     """
 
@@ -59,6 +60,7 @@ class Computing:
     steps: Steps
     seen: Seen
     options: Options
+    batch_size: int
     kept: Kept | None
 
     @contextmanager
@@ -81,36 +83,29 @@ class Computing:
         return run_until(lambda: self.steps.run(batch), self.front.backbone, self.front.unit)
 
     def _fast(self) -> Compute | None:
-        """Return what computes on a working copy; None where that is not the same, or no CPU's."""
+        """Return what computes on a working copy; None where that is not the same, or not asked for off a CPU."""
         images = self.seen.images if self.kept is None else self.kept.looked_at(self.options.views)
-        if images.device.type != "cpu" or self.seen.outline.dtype != torch.float32:
+        asked = self.options.fast is not True  # for compiling or bfloat16, on whatever device
+        if not (asked or images.device.type == "cpu") or self.seen.outline.dtype != torch.float32:
             return None
-        copied = self._copy(images)
+        copied, why = checked_copy(
+            self.front.backbone,
+            self.front.boundary,
+            images,
+            self.seen.features,
+            fast=self.options.fast,
+            batch_size=self.batch_size,
+            served=(self.kept.front.boundary, self.kept.seen.outline) if self.kept else None,
+        )
+        why = " ".join(why.split())
         if copied is None:
+            rank_zero_info(f"FeatureCaching: computed without a working copy of {self.front.where}: {why}.")
             return None
+        rank_zero_info(f"FeatureCaching: computed on a copy, {why}.")
+        run = copied
 
         def compute(batch: Any) -> tuple[Tensor, Tensor]:
             taken = self.taken(batch)
-            return taken, copied(taken)
+            return taken, run(taken)
 
         return compute
-
-    def _copy(self, images: Tensor) -> WorkingCopy | None:
-        where = self.front.where
-        try:
-            copied = WorkingCopy(self.front.backbone, self.front.boundary)
-            if self.kept is not None:
-                copied.serve(self.kept.front.boundary, self.kept.seen.outline)
-            differs = apart(copied(images), self.seen.features)
-        except Exception as error:
-            rank_zero_info(f"FeatureCaching: computed without a working copy of {where}: {error}")
-            return None
-        if not differs <= self.options.bound:
-            rank_zero_info(
-                f"FeatureCaching: a working copy of {where} differs by {differs:.1e} from it, more than "
-                f"{self.options.bound}: computed without."
-            )
-            return None
-        why = f", none could be: {copied.unfolded}" if copied.unfolded else ""
-        rank_zero_info(f"FeatureCaching: computed on a copy, {copied.folded} normalisation layers folded{why}.")
-        return copied

@@ -19,7 +19,7 @@ from lit_transfer.callbacks._feature_batches import Chosen, Parts
 from lit_transfer.callbacks._feature_checks import Seen, check_samples, random_samples
 from lit_transfer.callbacks._feature_computing import Computing, Kept
 from lit_transfer.callbacks._feature_front import Front, earlier_fronts
-from lit_transfer.callbacks._feature_options import Options, apart
+from lit_transfer.callbacks._feature_options import Options
 from lit_transfer.callbacks._feature_steps import Steps, seed_generators
 from lit_transfer.features import (
     CachedSamples,
@@ -29,6 +29,7 @@ from lit_transfer.features import (
     Layout,
     Outline,
     UnknownContentError,
+    apart,
     fingerprint,
     list_entries,
     open_entry,
@@ -113,6 +114,7 @@ class _Job:
         front, outline = self.front, self.seen.outline
         units = [module for _, module in front.boundary.units(front.backbone)]
         classes = {type(part) for unit in units for part in unit.modules()}
+        narrow = ["bfloat16"] if self.options.fast == "bfloat16" else []
         exact = [self.chosen.batch_size, self.chosen.in_order, torch.get_num_threads()]
         try:
             return fingerprint(
@@ -120,7 +122,7 @@ class _Job:
                 architecture=[front.boundary.unit, *map(repr, units), classes],
                 data=[self.dataset, self.chosen.by_epoch, self.seen.image],
                 outline=[outline.image, outline.feature, outline.layout, str(outline.dtype)],
-                stored=[self.layout.dtype, self.options.views],
+                stored=[self.layout.dtype, self.options.views, *narrow],
                 run=[str(self.trainer.precision), self.trainer.strategy.root_device.type, torch.__version__],
                 exact=None if self.options.fast else exact,
             )
@@ -208,11 +210,13 @@ class _Job:
 
     def _fill(self, filling: Filling, mine: list[int], kept: Kept | None) -> None:
         size, length = self.chosen.batch_size, self.chosen.length
+        if not mine:
+            return filling.close()
         places = [divmod(number, len(self.parts)) for number in mine]
-        computing = Computing(self.front, self.steps, self.seen, self.options, kept)
+        computing = Computing(self.front, self.steps, self.seen, self.options, size, kept)
         if kept is None:
             first = self._first_draw(places, computing.taken)
-            batches = self._from_images(places, mine[0] if mine else 0)
+            batches = self._from_images(places, mine[0])
         else:  # whose samples were drawn twice when they were stored
             first = FirstDraw()
             rows = ([view * length + index for index in self.parts[part]] for view, part in places)

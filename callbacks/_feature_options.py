@@ -1,16 +1,16 @@
-"""What the user of FeatureCaching chose, and how far features may be from those that the front gives."""
+"""What the user of FeatureCaching chose, and how far stored features may be from those that the front gives."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
-from torch import Tensor
 
-__all__ = ["Options", "apart"]
+from lit_transfer.features import Fast, bound_of
 
-# Relative to the largest value: a working copy and other batch sizes change the last bits of float32, and narrower
-# numbers have fewer.
-_BOUND, _NARROW = 1e-4, {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+__all__ = ["Options"]
+
+_NARROW = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative to the largest value
 
 
 @dataclass(frozen=True)
@@ -19,26 +19,22 @@ class Options:
 
     views: int
     dtype: str | None
-    fast: bool
+    fast: Fast
     folder: Path
 
     def __post_init__(self) -> None:
-        if self.views < 1:
-            raise ValueError(f"views must be at least 1, got {self.views}.")
+        if self.views < 0:
+            raise ValueError(f"views must be at least 0, got {self.views}.")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be 'float32', 'bfloat16', 'float16' or None, got {self.dtype!r}.")
-
-    @property
-    def bound(self) -> float:
-        """How far what a working copy gives may be from what the front gives."""
-        return _BOUND
+        modes = get_args(get_args(Fast)[0])
+        if not isinstance(self.fast, bool) and self.fast not in modes:
+            raise ValueError(f"fast must be True, False, {' or '.join(map(repr, modes))}, got {self.fast!r}.")
+        if self.views == 0 and self.fast is False:
+            raise ValueError("views=0 runs the front on a copy made for inference, which fast=False excludes.")
+        if self.views == 0 and self.dtype is not None:
+            raise ValueError(f"views=0 stores nothing, so that dtype={self.dtype!r} means nothing: leave it out.")
 
     def stored_bound(self, *dtypes: torch.dtype) -> float:
         """How far a stored feature may be from what the front gives, where these dtypes take part."""
-        return max(self.bound, *(_NARROW.get(dtype, 0.0) for dtype in dtypes))
-
-
-def apart(features: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest value that was expected."""
-    one, other = features.double(), expected.double()
-    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+        return max(bound_of(self.fast), *(_NARROW.get(dtype, 0.0) for dtype in dtypes))

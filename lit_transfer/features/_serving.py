@@ -11,7 +11,10 @@ from torch.utils._pytree import tree_map_only
 
 from lit_transfer.features._boundary import Boundary, Dummy, Outline, first_tensor
 
-__all__ = ["Serving", "unserved"]
+__all__ = ["Find", "Serving", "give", "take_back", "unserved"]
+
+Find = Callable[[Any, Any], "tuple[Outline, Tensor] | None"]
+"""Gives, for the arguments of the backbone, what crosses the boundary and how; None to run the backbone as it is."""
 
 
 class Serving:
@@ -31,12 +34,13 @@ class Serving:
             boundary: Where that ends.
             outline: What crosses there.
         """
-        self._outlines, served = [outline], _Served()
-        self._forwards: list[_Forward] = [_Backbone(backbone, served, self._outlines, whole=not boundary.unit)]
-        for name, module in boundary.units(backbone) if boundary.unit else ():
-            self._forwards.append(_Unit(module, served, None if name == boundary.unit else name))
-        for forward in self._forwards:
-            forward.module.__dict__["forward"] = forward
+        self._outlines = [outline]
+        self._forwards = give(backbone, boundary, self._find)
+
+    def _find(self, args: Any, kwargs: Any) -> tuple[Outline, Tensor] | None:
+        given = first_tensor(args, kwargs)
+        outline = next((one for one in self._outlines if tuple(given.shape[1:]) == one.carried), None)
+        return None if outline is None else (outline, outline.restored(given))
 
     def add(self, outline: Outline) -> None:
         """Serve features of another shape too, such as those of larger images."""
@@ -44,9 +48,29 @@ class Serving:
 
     def remove(self) -> None:
         """Give every module its own forward back."""
-        for forward in reversed(self._forwards):
-            forward.restore()
+        take_back(self._forwards)
         self._forwards = []
+
+
+def give(backbone: nn.Module, boundary: Boundary, find: Find) -> list[_Forward]:
+    """Have the unit at a boundary give what is found for the arguments of its backbone, and those before it dummies.
+
+    Returns:
+        What `take_back` takes.
+    """
+    served = _Served()
+    forwards: list[_Forward] = [_Backbone(backbone, served, find, whole=not boundary.unit)]
+    for name, module in boundary.units(backbone) if boundary.unit else ():
+        forwards.append(_Unit(module, served, None if name == boundary.unit else name))
+    for forward in forwards:
+        forward.module.__dict__["forward"] = forward
+    return forwards
+
+
+def take_back(forwards: list[_Forward]) -> None:
+    """Give every module its own forward back."""
+    for forward in reversed(forwards):
+        forward.restore()
 
 
 def unserved(module: nn.Module) -> nn.Module:
@@ -85,18 +109,18 @@ class _Forward:
 
 
 class _Backbone(_Forward):
-    def __init__(self, module: nn.Module, served: _Served, outlines: list[Outline], *, whole: bool) -> None:
+    def __init__(self, module: nn.Module, served: _Served, find: Find, *, whole: bool) -> None:
         super().__init__(module, served)
-        self.outlines, self.whole = outlines, whole
+        self.find, self.whole = find, whole
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = first_tensor(args, kwargs)
-        outline = next((one for one in self.outlines if tuple(given.shape[1:]) == one.carried), None)
-        if outline is None:
+        found = self.find(args, kwargs)
+        if found is None:
             return self.original(*args, **kwargs)
-        feature = outline.restored(given)
+        outline, feature = found
         if self.whole:
             return feature
+        given = first_tensor(args, kwargs)
         image = Dummy(outline.image, given.dtype).like(given)
         args, kwargs = tree_map_only(Tensor, lambda t: image if t is given else t, (args, kwargs))
         self.served.feature, self.served.outline = feature, outline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -20,43 +20,88 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class WorkingCopy:
-    """Computes what a frozen front gives for images, faster, and the same up to rounding (1e-4 of the largest value).
+    """Computes what a frozen front gives for images, faster, and the same up to rounding.
 
-    It shares nothing with the backbone and has no hooks. What folding changes is to be checked on a real batch: a
-    module whose code looks at its normalisation layers may give something else.
+    It shares nothing with the backbone and has no hooks. What folding, compiling and narrower numbers change is to be
+    checked on a real batch, as `lit_transfer.features.checked_copy` does: a module whose code looks at its
+    normalisation layers may give something else.
 
     Attributes:
         folded: How many normalisation layers were folded into the convolution before them.
         unfolded: Why none could be; None if it was tried.
     """
 
-    def __init__(self, backbone: nn.Module, boundary: Boundary) -> None:
+    def __init__(self, backbone: nn.Module, boundary: Boundary, *, dtype: torch.dtype | None = None) -> None:
         """Copy a backbone whose front is frozen, and fold.
 
         Args:
             backbone: The backbone.
             boundary: Where its front ends.
+            dtype: In which dtype to compute, what comes out being that of the images; None for the backbone's own.
         """
         # Hooks are left out: a bound method of the user's module would have that copied too, trainer and all.
         memo: dict[int, Any] = {
             id(getattr(module, name)): OrderedDict() for module in backbone.modules() for name in _HOOKS
         }
         self._backbone = unserved(copy.deepcopy(backbone, memo)).requires_grad_(False)
+        self._name, self._dtype = boundary.unit, dtype
         self._unit = self._backbone.get_submodule(boundary.unit)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._shape: tuple[int, ...] | None = None  # for which it was compiled
         for module in self._backbone.modules():
             module.training = False
         self.folded, self.unfolded = self._fold(boundary)
         self._backbone.to(memory_format=torch.channels_last)
+        if dtype is not None:
+            self._backbone.to(dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Give the features of images as the backbone takes them."""
-        given = images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
-        feature: Tensor = run_until(lambda: self._backbone(given), self._backbone, self._unit)[1]
-        return feature
+        given = images.to(self._dtype) if images.is_floating_point() else images
+        if given.ndim == 4:
+            given = given.contiguous(memory_format=torch.channels_last)
+        feature: Tensor
+        if self._compiled is not None and given.shape == self._shape:
+            feature = self._run_compiled(given)
+        else:
+            feature = run_until(lambda: self._backbone(given), self._backbone, self._unit)[1]
+        return feature if self._dtype is None else feature.to(images.dtype)
+
+    def compile(self, images: Tensor) -> None:
+        """Have batches of this shape run on code that is compiled for it, weights included; others run as before.
+
+        That takes many seconds, and a C++ compiler on a CPU. The options that torch has for it are changed while it
+        compiles only.
+
+        Raises:
+            ValueError: The module cannot be traced.
+        """
+        if self.unfolded is not None:
+            raise ValueError(self.unfolded)
+        graph = _until(_Tracer(self._name).trace(self._backbone), self._name)
+        # A module of its own, whose code no other one shares: torch keeps what is compiled by code.
+        module = fx.GraphModule(self._backbone, graph, "Front")
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        self._compiled, self._shape = torch.compile(module, dynamic=False), tuple(images.shape)
+        try:
+            self(images)
+        except Exception:
+            self._compiled = None
+            raise
+
+    def _run_compiled(self, given: Tensor) -> Tensor:
+        from torch._inductor import config  # here, since it takes a second
+
+        assert self._compiled is not None
+        # Weights become part of the code only without inference mode; in this process, for others would stay.
+        with torch.inference_mode(False), torch.no_grad(), config.patch(freezing=True, compile_threads=1):
+            return self._compiled(given.clone() if given.is_inference() else given)
 
     def serve(self, boundary: Boundary, outline: Outline) -> None:
         """Take features at an earlier boundary from now on, as they are carried."""
         Serving(self._backbone, boundary, outline)
+        self._compiled = None
 
     def _fold(self, boundary: Boundary) -> tuple[int, str | None]:
         try:
@@ -91,6 +136,30 @@ def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[str
         once = calls[id(first)] == calls[id(second)] == 1
         if type(first) is nn.Conv2d and once and second.running_mean is not None:
             yield str(conv.target), str(node.target)
+
+
+class _Tracer(fx.Tracer):
+    """Leaves one module whole, and those that torch leaves whole."""
+
+    def __init__(self, whole: str) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name == self._whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def _until(graph: fx.Graph, unit: str) -> fx.Graph:
+    """Cut a graph behind the first call of a unit; "" for the whole of it."""
+    if not unit:
+        return graph
+    cut, known = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        known[node] = cut.node_copy(node, known.__getitem__)
+        if node.op == "call_module" and node.target == unit:
+            cut.output(known[node])
+            return cut
+    raise ValueError(f"{unit} is not called where the module is traced.")
 
 
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:

@@ -237,7 +237,7 @@ def test_features_are_computed_on_a_working_copy_where_that_gives_the_same(
     assert cached.computed == 2 * LOOKED, "the front itself is run for the checks only"
     hooked = fit(probe(), caching(fast=True), module=Hooked())
     logger.removeHandler(caplog.handler)
-    assert "a working copy of encoder differs by" in caplog.text
+    assert "computed without a working copy of encoder: a copy differs by" in caplog.text
     assert furthest(fit(probe(), module=Hooked()), hooked) == 0
 
 
@@ -356,7 +356,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(stop: Any, fit: Fit, cachi
 
 
 def test_augmented_images_are_refused_with_advice_and_cached_in_views(fit: Fit, caching: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"The train samples differ each time .*FeatureCaching\(views=8\)"):
+    with pytest.raises(ValueError, match=r"The train samples differ .*FeatureCaching\(views=8\), .*\(views=0\)"):
         fit(probe(), caching(), train=train_loader(noise=0.1))
     with pytest.raises(ValueError, match=r"The val samples differ .* Validate without random transforms"):
         fit(probe(), caching(views=8), val=val_loader(noise=0.1))
@@ -448,8 +448,14 @@ def test_two_tensors_across_the_boundary_are_refused(fit: Fit, caching: Any) -> 
 def test_a_wrong_name_gets_the_nearest_and_wrong_options_are_refused(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Module has no module 'enconder': .* Nearest: encoder"):
         fit(probe(), FeatureCaching("enconder", folder=tmp_path))
-    with pytest.raises(ValueError, match="views must be at least 1, got 0"):
-        FeatureCaching(views=0)
+    with pytest.raises(ValueError, match="views must be at least 0, got -1"):
+        FeatureCaching(views=-1)
+    with pytest.raises(ValueError, match=r"views=0 .* fast=False excludes"):
+        FeatureCaching(views=0, fast=False)
+    with pytest.raises(ValueError, match=r"views=0 stores nothing, so that dtype='float16' means nothing"):
+        FeatureCaching(views=0, dtype="float16")
+    with pytest.raises(ValueError, match=r"fast must be True, False, 'compile' or 'bfloat16', got 'fp8'"):
+        FeatureCaching(fast="fp8")  # type: ignore[arg-type]  # what a user may try
     with pytest.raises(ValueError, match=r"dtype must be .* got 'int8'"):
         FeatureCaching(dtype="int8")  # type: ignore[arg-type]  # what a user may try
 

@@ -1,7 +1,6 @@
 """Over a move of the boundary all stays equal bit for bit: batches of 8, float32, one thread, CPU, `fast=False`."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +39,6 @@ class SaveAt(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
-
-
-@pytest.fixture
-def told() -> Iterator[Callable[[], list[str]]]:
-    """What FeatureCaching has said so far."""
-    said: list[str] = []
-    handler, logger = logging.Handler(), logging.getLogger("lightning.pytorch")
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]  # one method of it
-    logger.addHandler(handler)
-    yield lambda: [text for text in said if text.startswith("FeatureCaching")]
-    logger.removeHandler(handler)
 
 
 @pytest.fixture

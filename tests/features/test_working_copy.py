@@ -1,6 +1,8 @@
 """Batches of 2 to 4, float32, one thread, CPU; the bound is relative to the largest value."""
 
+import re
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,17 @@ from torch import Tensor, nn
 
 from lit_transfer import freeze
 from lit_transfer.backbones import create_backbone
-from lit_transfer.features import Boundary, Serving, WorkingCopy, find_boundary, outline_of, run_until
+from lit_transfer.features import (
+    Boundary,
+    Serving,
+    WorkingCopy,
+    apart,
+    bound_of,
+    checked_copy,
+    find_boundary,
+    outline_of,
+    run_until,
+)
 
 WHOLE = Boundary("", (), ("all",))
 
@@ -23,10 +35,6 @@ def shaken(module: nn.Module) -> nn.Module:
             nn.init.uniform_(part.weight, 0.5, 2)
             nn.init.normal_(part.bias)
     return module.eval()
-
-
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max() / other.abs().max())
 
 
 class Twice(nn.Module):
@@ -130,3 +138,62 @@ def test_hooks_are_not_copied_with_what_they_are_bound_to() -> None:
     assert owner.calls == 0
     net(torch.randn(2, 3, 8, 8))
     assert owner.calls == 1
+
+
+@torch.no_grad()
+def test_a_copy_that_is_compiled_gives_the_same_up_to_any_boundary_and_leaves_the_options_of_torch() -> None:
+    from torch._inductor import config
+
+    net = shaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    before, images = config.save_config(), torch.randn(4, 3, 9, 9)
+    copied = WorkingCopy(net, Boundary("2", ("0", "1"), ("stem",)))
+    copied.compile(images)
+    assert copied._compiled is not None
+    with torch.inference_mode():
+        given = torch.randn(4, 3, 9, 9)
+        assert apart(copied(given), net[:3](given)) <= 1e-5
+    assert apart(copied(images[:3]), net[:3](images[:3])) <= 1e-5, "of another size it runs as it is"
+    assert config.save_config() == before
+
+
+@torch.no_grad()
+def test_in_bfloat16_it_takes_and_gives_what_the_backbone_does() -> None:
+    net, images = shaken(create_backbone("mobilenet_v3_small", weights=None)), torch.randn(2, 3, 64, 64)
+    copied, why = checked_copy(net, WHOLE, images, net(images), fast="bfloat16")
+    assert copied is not None
+    assert why == "34 normalisation layers folded, in bfloat16"
+    assert copied(images).dtype == torch.float32
+    assert 1e-4 < apart(copied(images), net(images)) <= bound_of("bfloat16")
+
+
+class Hooked(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self[0].register_forward_hook(lambda *given: given[2] * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "expected"),
+    [
+        (
+            NETS["branches"][0],
+            {"fast": "compile"},
+            "none could be: TraceError: .*, not compiled: ValueError: TraceError",
+        ),
+        (Hooked(), {}, "a copy differs by .* of the largest value, more than 0.0001"),
+        (NETS["folds"][0], {"fast": "compile", "batch_size": 6, "served": True}, "not compiled, since it goes on from"),
+    ],
+)
+@torch.no_grad()
+def test_what_was_done_and_what_was_left_out_is_told(net: Any, options: Any, expected: str) -> None:
+    shaken(net)
+    images = torch.randn(4, 3, 9, 9)
+    features = net(images)
+    if options.get("served"):
+        early = Boundary("2", ("0", "1"), ("stem",))
+        outline, _, images = outline_of(lambda: net(images), net, early)
+        options = options | {"served": (early, outline)}
+        images = images.view(-1, *outline.carried)
+    copied, why = checked_copy(net, WHOLE, images, features, **options)
+    assert re.search(expected, why)
+    assert (copied is None) == isinstance(net, Hooked)
