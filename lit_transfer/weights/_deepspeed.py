@@ -1,8 +1,8 @@
 """DeepSpeed's checkpoints: recognised by the names of their files, and answered with what converts them.
 
-Layout: `latest` names a folder of `mp_rank_00_model_states.pt` and of `zero_pp_rank_0_mp_rank_00_optim_states.pt`, one for
-each process, in which ZeRO keeps the weights as flat pieces; `zero_to_fp32.py` lies beside `latest`. Source: deepspeed's
-runtime/engine.py (`save_checkpoint`) and utils/zero_to_fp32.py.
+Layout: `latest` names a folder of `mp_rank_00_model_states.pt` and of `zero_pp_rank_0_mp_rank_00_optim_states.pt`, one
+for each process, in which ZeRO keeps the weights as flat pieces; `zero_to_fp32.py` lies beside `latest`. Source:
+deepspeed's runtime/engine.py (`save_checkpoint`) and utils/zero_to_fp32.py.
 """
 
 import re
@@ -25,7 +25,9 @@ def how_to_convert(folder: Path) -> str:
         return ""
     outer = folder if (folder / "latest").is_file() or not (folder.parent / "latest").is_file() else folder.parent
     command = f"`python {outer / 'zero_to_fp32.py'} {outer} OUT`"
-    whole = f"; for ZeRO 1 and 2 {models[0]} holds the weights in half precision, and is read as it is" if models else ""
+    whole = (
+        f"; for ZeRO 1 and 2 {models[0]} holds the weights in half precision, and is read as it is" if models else ""
+    )
     if not parts:
         return f"{folder} is a checkpoint of DeepSpeed: give {models[0]}"
     return f"{folder} is a checkpoint of DeepSpeed's ZeRO in pieces: convert it with {command} and give OUT{whole}"

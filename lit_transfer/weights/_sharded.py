@@ -1,6 +1,7 @@
 """Checkpoints in several files: an index in JSON that says in which file each tensor is.
 
-Layout: {"weight_map": {NAME: FILE}, "metadata": {...}}, the files beside the index. Source: huggingface transformers and safetensors.
+Layout: {"weight_map": {NAME: FILE}, "metadata": {...}}, the files beside the index. Source: huggingface transformers
+and safetensors.
 """
 
 import json

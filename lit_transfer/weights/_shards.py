@@ -24,7 +24,9 @@ def size_in_bytes(size: int | str) -> int:
     power = " KMGT".index(found[2].upper() or " ") if found else 0
     count = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if found else size
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"shards is the largest size of a file, such as '2GB', '500MiB' or a number of bytes: {size!r}")
+        raise ValueError(
+            f"shards is the largest size of a file, such as '2GB', '500MiB' or a number of bytes: {size!r}"
+        )
     return count
 
 
@@ -66,9 +68,7 @@ def write_shards(
         The path of the index.
     """
     index = path.with_name(f"{path.name}.index.json")
-    finals = [
-        path.with_name(f"{path.stem}-{i:05}-of-{len(parts):05}{path.suffix}") for i in range(1, len(parts) + 1)
-    ]
+    finals = [path.with_name(f"{path.stem}-{i:05}-of-{len(parts):05}{path.suffix}") for i in range(1, len(parts) + 1)]
     waiting = {final: final.with_name(f".{final.name}.{uuid.uuid4().hex}") for final in (*finals, index)}
     try:
         total = sum(write(names, waiting[final]) for final, names in zip(finals, parts, strict=True))
