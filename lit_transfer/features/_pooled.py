@@ -6,17 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lit_transfer.features._boundary import Boundary, check_still
+from lit_transfer.features._checked_copy import apart, bound_of
 from lit_transfer.features._working_copy import WorkingCopy
 from lit_transfer.stages import stages_of
 
 __all__ = ["PooledStages", "pooled"]
-
-_BOUND = 1e-4  # relative to the largest value: what folding and another memory layout may change
 
 
 def pooled(output: Any) -> Tensor | None:
@@ -103,13 +101,9 @@ class PooledStages:
         except Exception:  # of any kind: a module that cannot be copied or folded is run as it is
             return backbone, backbone
         pairs = [(vectors[name], expected[name]) for name in self.widths]
-        same = all(a is not None and b is not None and _is_near(a, b) for a, b in pairs)
+        same = all(a is not None and b is not None and apart(a, b) <= bound_of(True) for a, b in pairs)
         return (copied, copied._backbone) if same else (backbone, backbone)
 
 
 def _note(seen: dict[str, Tensor | None], name: str, module: nn.Module, args: Any, output: Any) -> None:
     seen[name] = pooled(output)
-
-
-def _is_near(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).abs().max() <= _BOUND * other.abs().max().clamp(min=torch.finfo(other.dtype).tiny))
