@@ -12,6 +12,7 @@ from lit_transfer.weights._checksums import verify
 from lit_transfer.weights._errors import WeightsError, named
 from lit_transfer.weights._lazy import FileTensor, LazyTensor, SourceFile
 from lit_transfer.weights._map_location import MapLocation
+from lit_transfer.weights._own_part import distribute, read_own_part
 from lit_transfer.weights._plan import Entry, Plan
 from lit_transfer.weights._report import LoadReport, few
 from lit_transfer.weights._target import is_sharded, target_of
@@ -89,24 +90,16 @@ def _value(entry: Entry, slot: Tensor, map_location: MapLocation) -> Tensor:
     """The value that a tensor gets. For one on meta it is a new tensor of its dtype, where `map_location` says."""
     tensor = _tensor(entry)
     with named(entry.source or entry.name):
+        if is_sharded(slot) and entry.change is None and (part := read_own_part(tensor, slot)) is not None:
+            return part
         value = tensor.read(map_location) if slot.is_meta else tensor.read()
     if entry.change is not None:
         value = entry.change.run(value)
     if tuple(value.shape) != entry.shape:
         raise WeightsError(f"the adaptation of {entry.name} gave {tuple(value.shape)} instead of {entry.shape}")
     if is_sharded(slot):
-        return _shard(entry.name, value, slot)
+        return distribute(entry.name, value, slot)
     return torch.empty_like(slot, device=value.device).copy_(value) if slot.is_meta else value
-
-
-def _shard(name: str, value: Tensor, slot: Any) -> Tensor:
-    """This process' part of a value. Each process reads the file for itself, so that nothing is sent."""
-    from torch.distributed.tensor import distribute_tensor
-
-    try:
-        return distribute_tensor(value.to(slot.dtype), slot.device_mesh, slot.placements, src_data_rank=None)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise WeightsError(f"{name} is sharded as {slot.placements}, which cannot be filled: {error}") from error
 
 
 def _put(slot: Tensor, value: Tensor) -> None:

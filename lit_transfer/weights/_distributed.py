@@ -42,6 +42,15 @@ class _Place:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A box of a tensor: first index and size in each dimension, and where its values lie."""
+
+    offsets: Sizes
+    sizes: Sizes
+    place: _Place
+
+
 def is_distributed(folder: Path) -> bool:
     """Whether torch.distributed.checkpoint wrote the folder."""
     return (folder / RECORDS).is_file()
@@ -125,38 +134,47 @@ def _item(
             raise WeightsError(f"{name}: a piece of {sizes} at {offsets} does not lie in a tensor of {shape}: damaged")
     if sum(math.prod(sizes) for _, sizes in boxes) != math.prod(shape):
         return UnreadTensor("its pieces do not make up the whole: some were not saved", dtype, shape)
-    pieces = [(offsets, sizes, places[name, offsets]) for offsets, sizes in boxes]
-    if any(math.prod(sizes) * dtype.itemsize > place.length for _, sizes, place in pieces):
+    pieces = [_Piece(offsets, sizes, places[name, offsets]) for offsets, sizes in boxes]
+    if any(math.prod(piece.sizes) * dtype.itemsize > piece.place.length for piece in pieces):
         raise WeightsError(f"{name}: a piece is declared larger than its bytes: damaged")
-    why = next((place.why for _, _, place in pieces if place.why), "")
+    why = next((piece.place.why for piece in pieces if piece.place.why), "")
     return UnreadTensor(why, dtype, shape) if why else _whole(pieces, dtype, shape, verify)
 
 
-def _whole(pieces: list[tuple[Sizes, Sizes, _Place]], dtype: torch.dtype, shape: Sizes, verify: bool) -> LazyTensor:
-    files = tuple({place.file: None for _, _, place in pieces if place.file is not None})
-    return MadeTensor(partial(_assemble, pieces, dtype, shape, verify), dtype, shape, files)
+def _whole(pieces: list[_Piece], dtype: torch.dtype, shape: Sizes, verify: bool) -> LazyTensor:
+    files = tuple({piece.place.file: None for piece in pieces if piece.place.file is not None})
+    cut = partial(_assemble, pieces, dtype, verify)
+    return MadeTensor(partial(cut, (0,) * len(shape), shape), dtype, shape, files, cut)
 
 
-def _assemble(pieces: list[tuple[Sizes, Sizes, _Place]], dtype: torch.dtype, shape: Sizes, verify: bool) -> Tensor:
-    """The whole tensor; that each element comes from one piece is checked, for the records may lie."""
-    if len(pieces) == 1:
-        return _piece(pieces[0][2], dtype, shape, verify)
-    whole, covered = torch.empty(shape, dtype=dtype), torch.zeros(shape, dtype=torch.bool)
-    for offsets, sizes, place in pieces:
-        box = tuple(slice(first, first + size) for first, size in zip(offsets, sizes, strict=True))
-        if covered[box].any():
+def _assemble(pieces: list[_Piece], dtype: torch.dtype, verify: bool, offsets: Sizes, sizes: Sizes) -> Tensor:
+    """A box of a tensor; that each element comes from one piece is checked, for the records may lie."""
+    if len(pieces) == 1 and pieces[0].sizes == sizes:
+        return _read(pieces[0], dtype, verify).read()
+    box, covered = torch.empty(sizes, dtype=dtype), torch.zeros(sizes, dtype=torch.bool)
+    for piece in pieces:
+        first = tuple(map(max, offsets, piece.offsets))
+        ends = (min(a + n, b + m) for a, n, b, m in zip(offsets, sizes, piece.offsets, piece.sizes, strict=True))
+        common = tuple(end - start for start, end in zip(first, ends, strict=True))
+        if any(count <= 0 for count in common):
+            continue
+        inside = tuple(slice(f - o, f - o + n) for f, o, n in zip(first, offsets, common, strict=True))
+        if covered[inside].any():
             raise WeightsError("two of its pieces overlap: the records of the shards are damaged")
-        covered[box] = True
-        whole[box] = _piece(place, dtype, sizes, verify)
-    return whole
+        covered[inside] = True
+        skipped = tuple(f - o for f, o in zip(first, piece.offsets, strict=True))
+        box[inside] = _read(piece, dtype, verify).cut(skipped, common).read()
+    if not covered.all():
+        raise WeightsError("its pieces do not make up the whole: the records of the shards are damaged")
+    return box
 
 
-def _piece(place: _Place, dtype: torch.dtype, shape: Sizes, verify: bool) -> Tensor:
-    found = _content(place, verify)
-    if not isinstance(found, FileTensor) or (found.dtype, found.shape) != (dtype, shape):
+def _read(piece: _Piece, dtype: torch.dtype, verify: bool) -> FileTensor:
+    found = _content(piece.place, verify)
+    if not isinstance(found, FileTensor) or (found.dtype, found.shape) != (dtype, piece.sizes):
         what = f"{found.dtype} {found.shape}" if isinstance(found, FileTensor) else type(found).__name__
-        raise WeightsError(f"a piece is declared as {dtype} {shape}, and is {what}: damaged")
-    return found.read()
+        raise WeightsError(f"a piece is declared as {dtype} {piece.sizes}, and is {what}: damaged")
+    return found
 
 
 def _content(place: _Place, verify: bool) -> Any:

@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 class MadeTensor:
     """A tensor of known dtype and shape that `make` gives, with the face of a FileTensor.
 
-    Loading makes all such tensors before it changes the first value of a model. `files` are those that it is made of,
-    where a checkpoint has several.
+    Loading makes all such tensors before it changes the first value of a model.
+
+    Attributes:
+        make: Gives the tensor.
+        dtype: Its dtype.
+        shape: Its shape.
+        files: Those that it is made of, where a checkpoint has several.
+        cut: Gives the box of it that begins at the indices of the first argument and has the sizes of the second,
+            where less than the whole can be read.
     """
 
     make: Callable[[], Tensor]
     dtype: torch.dtype
     shape: tuple[int, ...]
     files: "tuple[SourceFile, ...]" = ()
+    cut: Callable[[tuple[int, ...], tuple[int, ...]], Tensor] | None = None
 
     @property
     def nbytes(self) -> int:

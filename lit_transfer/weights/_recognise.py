@@ -116,13 +116,13 @@ def _is_index(head: bytes, file: SourceFile) -> bool:
 
 
 _READ: tuple[tuple[Callable[[bytes, SourceFile], bool], Format], ...] = (
+    (_is_safetensors, "safetensors"),  # first: its length may be the magic bytes of others, and never the reverse
     (_is_gzip, "gzip"),
     (_is_npz, "npz"),
     (_is_zip, "zip"),
     (_is_legacy, "legacy"),
     (_is_pickle, "pickle"),
     (_is_tar, "tar"),
-    (_is_safetensors, "safetensors"),
     (_is_index, "index"),
 )
 

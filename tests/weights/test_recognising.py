@@ -55,6 +55,14 @@ def test_foreign_archives_are_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "t")
 
 
+@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"PK", b"\x80\x02", b"\x80\x05", b"BZ"])
+def test_the_length_of_a_safetensors_header_may_be_the_magic_of_another_format(tmp_path: Path, magic: bytes) -> None:
+    length = int.from_bytes(magic, "little")
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    (tmp_path / "f").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert open_checkpoint(tmp_path / "f").format == "safetensors"
+
+
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="0 checkpoints"):
         open_checkpoint(tmp_path)
