@@ -209,9 +209,9 @@ def _contents(value: Any, depth: int) -> Any:
 
 
 def _dictionary(value: dict[Any, Any], depth: int) -> Any:
-    tensors = [name for name, item in value.items() if _is_tensor(item)]
+    tensors = {name: tensor for name, item in value.items() if (tensor := as_tensor(item)) is not None}
     if len(tensors) == len(value) > (_MAX_ENTRIES if depth else 0):
-        ends = [f"{name} {_shape(value[name])}" for name in (tensors[0], tensors[-1])]
+        ends = [f"{name} {_shape(tensor)}" for name, tensor in (list(tensors.items())[i] for i in (0, -1))]
         return f"{len(tensors)} tensors, {' ... '.join(ends)}" if len(tensors) > 1 else f"1 tensor, {ends[0]}"
     if depth == 0:
         return f"dictionary of {len(value)}" + (f" ({len(tensors)} tensors)" if tensors else "")
@@ -219,10 +219,6 @@ def _dictionary(value: dict[Any, Any], depth: int) -> Any:
     if len(value) > len(shown):
         shown["..."] = f"{len(value) - len(shown)} more"
     return shown
-
-
-def _is_tensor(value: Any) -> bool:
-    return as_tensor(value) is not None
 
 
 def _optimizer_groups(root: dict[Any, Any]) -> list[dict[str, Any]]:

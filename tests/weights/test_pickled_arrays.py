@@ -125,10 +125,12 @@ def test_pycls(tmp_path: Path) -> None:
 
 
 def test_what_is_in_it_is_told(tmp_path: Path) -> None:
-    content = {"model": {"w": np.ones((2, 2))}, "__author__": "a", "matching_heuristics": True}
+    arrays = {f"w{i}": np.ones((2, i)) for i in range(20)}
+    content = {"model": arrays, "__author__": "a", "matching_heuristics": True}
     (tmp_path / "f.pkl").write_bytes(pickle.dumps(content))
     told = describe(open_checkpoint(tmp_path / "f.pkl"))
     assert (told["format"], told["contents"]["__author__"]) == ("pickle", "a")
+    assert told["contents"]["model"] == "20 tensors, w0 2x0 ... w19 2x19"
     assert told["would_import"] == []
 
 
