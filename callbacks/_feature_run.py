@@ -107,6 +107,8 @@ class CachedRun:
         pays = new is not None and blocked is None and new.holds(self._trainer, epochs)
         if reason is None and old is not None and (not pays or new is None or new.boundary == old.boundary):
             self.front = old  # what is served is right as it is
+            if new is not None and new.boundary != old.boundary:
+                self._tell(f"{new.where} is frozen for less than {epochs} epochs", "")
             return
         self._moved, self._refused = True, None
         self._serve(new if blocked is None else None)
@@ -123,7 +125,8 @@ class CachedRun:
     def _tell(self, reason: str, why: str) -> None:
         now = f"{self._name} takes images{f' ({why})' if why else ''}"
         if self._serving is not None and self.front is not None:
-            now = f"features of {self.front.where} are served"
+            but = f", but not to all loaders: {self._refused}" if self._refused else ""
+            now = f"features of {self.front.where} are served{but}"
         rank_zero_info(f"FeatureCaching: {reason}: from epoch {self._trainer.current_epoch} on {now}.")
 
     def check(self) -> None:

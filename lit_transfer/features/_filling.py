@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -155,22 +156,24 @@ class Filling:
 def _merge(part: Path, rows: int) -> None:
     """Put the lines of all processes in the order of the rows; of several for one row, the last whole one counts."""
     sources = sorted(part.glob("rest.*.jsonl"))
-    where = np.full((rows, 3), -1, np.int64)  # number of the source, offset, length
+    # Number of the source, offset, length: in a file, since there may be many rows.
+    where = np.memmap(part / "where.bin", np.int64, "w+", shape=(rows, 3))
+    where[:] = -1
     for number, path in enumerate(sources):
         for row, offset, length in _lines(path):
             where[row] = number, offset, length
-    if (where[:, 0] < 0).any():
-        raise RuntimeError(f"{part} lacks the sample of row {int(np.flatnonzero(where[:, 0] < 0)[0])}.")
+    if rows and where[:, 0].min() < 0:
+        raise RuntimeError(f"{part} lacks the sample of row {int(where[:, 0].argmin())}.")
     files = [path.open("rb") for path in sources]
-    with (part / "rest.jsonl").open("wb") as out:
+    with (part / "rest.jsonl").open("wb") as out, (part / "rest.idx").open("wb") as index:
+        index.write(out.tell().to_bytes(8, sys.byteorder))
         for source, offset, length in where:
             files[source].seek(offset)
             out.write(files[source].read(length))
+            index.write(out.tell().to_bytes(8, sys.byteorder))
     for file in files:
         file.close()
-    offsets = np.concatenate([[0], where[:, 2].cumsum()]).astype(np.int64)
-    offsets.tofile(part / "rest.idx")
-    for path in (*sources, part / "done.bin"):
+    for path in (*sources, part / "done.bin", part / "where.bin"):
         path.unlink()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from torch import Tensor
 __all__ = ["UnknownContentError", "fingerprint"]
 
 _MOST_FILES = 2_000_000  # of a folder that a dataset names: beyond, it is no folder of images
+_MOST_KNOWN = 100_000  # objects whose digests are kept: a dataset may hold one for each of millions of samples
 _PLAIN = (types.NoneType, bool, int, float, complex, bytes, type(Ellipsis), type(NotImplemented))
 
 
@@ -49,7 +51,7 @@ def fingerprint(**parts: object) -> str:
 
 
 class _Reader:
-    """Digests of values. Those of objects are kept, so that what is held twice is read once."""
+    """Digests of values. Those of the last objects are kept, so that what is held twice is read once."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
@@ -72,6 +74,8 @@ class _Reader:
             self._open.discard(id(value))
         if not isinstance(value, tuple):  # of which lists of samples hold millions
             self._known[id(value)] = value, found
+            if len(self._known) > _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
         return found
 
     def _text(self, value: str | os.PathLike[Any]) -> bytes:
@@ -145,7 +149,7 @@ class _Reader:
         return self._all("object", (type(value), *parts))
 
     def _all(self, kind: str, values: Iterable[object]) -> bytes:
-        return _hash(kind, *(self.digest(value) for value in values))
+        return _hash_all(itertools.chain([kind], map(self.digest, values)))
 
 
 def _wrapped(value: Any) -> tuple[object, ...] | None:
@@ -162,6 +166,10 @@ def _wrapped(value: Any) -> tuple[object, ...] | None:
 
 
 def _hash(*parts: str | bytes | memoryview) -> bytes:
+    return _hash_all(parts)
+
+
+def _hash_all(parts: Iterable[str | bytes | memoryview]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

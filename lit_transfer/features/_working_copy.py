@@ -22,9 +22,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class WorkingCopy:
     """Computes what a frozen front gives for images, faster, and the same up to rounding.
 
-    It shares nothing with the backbone and has no hooks. What folding, compiling and narrower numbers change is to be
-    checked on a real batch, as `lit_transfer.features.checked_copy` does: a module whose code looks at its
-    normalisation layers may give something else.
+    It has no hooks, and shares nothing that trains; frozen parameters that neither folding nor the memory layout
+    changes, such as those of linear layers, are the backbone's own, and not to be changed in place. What folding,
+    compiling and narrower numbers change is to be checked on a real batch, as `lit_transfer.features.checked_copy`
+    does: a module whose code looks at its normalisation layers may give something else.
 
     Attributes:
         folded: How many normalisation layers were folded into the convolution before them.
@@ -43,6 +44,7 @@ class WorkingCopy:
         memo: dict[int, Any] = {
             id(getattr(module, name)): OrderedDict() for module in backbone.modules() for name in _HOOKS
         }
+        memo |= _shared(backbone, dtype)
         self._backbone = unserved(copy.deepcopy(backbone, memo)).requires_grad_(False)
         self._name, self._dtype = boundary.unit, dtype
         self._unit = self._backbone.get_submodule(boundary.unit)
@@ -51,7 +53,9 @@ class WorkingCopy:
         for module in self._backbone.modules():
             module.training = False
         self.folded, self.unfolded = self._fold(boundary)
-        self._backbone.to(memory_format=torch.channels_last)
+        for parameter in self._backbone.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if dtype is not None:
             self._backbone.to(dtype)
 
@@ -118,6 +122,19 @@ class WorkingCopy:
             _replace(self._backbone, conv, fused)
             _replace(self._backbone, norm, nn.Identity())
         return len(pairs), None
+
+
+def _shared(backbone: nn.Module, dtype: torch.dtype | None) -> dict[int, Any]:
+    """Give what a deep copy is to hold in the place of frozen parameters: themselves, or one of the dtype at once.
+
+    Of a vision transformer, a whole copy would take hundreds of megabytes more.
+    """
+    changed = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    owners = [module for module in backbone.modules() if not isinstance(module, changed)]
+    frozen = [p for owner in owners for p in owner.parameters(recurse=False) if not p.requires_grad and p.ndim < 4]
+    if dtype is None:
+        return {id(parameter): parameter for parameter in frozen}
+    return {id(parameter): nn.Parameter(parameter.to(dtype), requires_grad=False) for parameter in frozen}
 
 
 def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:

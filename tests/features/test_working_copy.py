@@ -118,8 +118,28 @@ def test_only_the_front_is_folded_and_the_backbone_stays_as_it_was() -> None:
     serving.remove()
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
     for parameter in backbone.parameters():
-        parameter.zero_()
-    assert apart(copied(images), feature) <= 1e-4, "it shares nothing"
+        if parameter.requires_grad:
+            parameter.zero_()
+    assert apart(copied(images), feature) <= 1e-4, "it shares nothing that trains"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@torch.no_grad()
+def test_of_frozen_linear_layers_no_second_copy_is_held(dtype: torch.dtype | None) -> None:
+    net = shaken(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5), nn.LayerNorm(5)))
+    net.requires_grad_(False)
+    state = {name: (value, value.clone(), value._version) for name, value in net.state_dict(keep_vars=True).items()}
+    copied = WorkingCopy(net, WHOLE, dtype=dtype)
+    own = {parameter.data_ptr() for parameter in copied._backbone.parameters()}
+    assert (net[3].weight.data_ptr() in own) == (dtype is None)
+    assert net[0].weight.data_ptr() not in own
+    assert apart(copied(torch.ones(2, 3, 4, 4)), net(torch.ones(2, 3, 4, 4))) <= (1e-4 if dtype is None else 4e-2)
+    for name, value in net.state_dict(keep_vars=True).items():
+        given, before, version = state[name]
+        assert value is given
+        assert value._version == version
+        assert torch.equal(value, before)
+        assert value.dtype == before.dtype
 
 
 @torch.no_grad()
