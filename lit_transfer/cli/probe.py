@@ -31,9 +31,9 @@ from lit_transfer.cli._probes import (
     verdict,
 )
 from lit_transfer.cli._stage_features import FeatureTrainer
-from lit_transfer.cli._tables import as_count, make_table, show
+from lit_transfer.cli._tables import as_count, as_size, make_table, show
 from lit_transfer.cli.training import TransferCLI, run_cli
-from lit_transfer.features import cache_folder
+from lit_transfer.features import cache_folder, list_entries
 from lit_transfer.stages import Stage, stages_of
 
 _NONE = "none"  # the boundary below which there is nothing
@@ -122,6 +122,7 @@ class ProbeCLI(TransferCLI):
             console = Console(stderr=True)  # standard output is for the answer
             shown = track(rows, "fine-tuning", console=console, disable=not console.is_terminal, transient=True)
             rows = [self._finetuned(row, copy.deepcopy(self._fresh), notes) for row in shown]
+            notes.append(_about_size(self.trainer.folder))
         self._tell(rows, notes)
 
     def _measured(self, name: str, notes: list[str]) -> Measured:
@@ -211,6 +212,14 @@ def _about_storing(trainer: FeatureTrainer, seconds: float) -> list[str]:
         return [f"features computed in {seconds:.1f} s, and not kept for another run: {lost}"]
     how = "found" if all(one.found for one in sets) else f"computed in {seconds:.1f} s, once for all stages, and stored"
     return [f"features {how} in {trainer.folder}"]
+
+
+def _about_size(folder: Path) -> str:
+    """Say how much is stored: feature maps of the first stages are larger than photos."""
+    size = sum(file.stat().st_size for path, _, _ in list_entries(folder) for file in path.iterdir())
+    return (
+        f"{as_size(size)} of features are stored by now, for this run and others; lit-transfer cache clear removes them"
+    )
 
 
 def _table(rows: Sequence[Measured]) -> Any:
