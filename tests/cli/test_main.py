@@ -6,7 +6,11 @@ import sys
 def test_help_shows_every_command(run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("fit", "validate", "test", "predict", "inspect", "match", "convert", "diff", "backbones", "demo"):
+    training, files = (
+        ["fit", "validate", "test", "predict", "schedule", "probe"],
+        ["inspect", "match", "convert", "diff"],
+    )
+    for command in [*training, *files, "cache", "backbones", "demo"]:
         assert re.search(rf"^ +{command}\b", out, re.MULTILINE)
 
 
