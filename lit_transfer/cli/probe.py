@@ -197,9 +197,9 @@ def _chosen(words: Sequence[str], stages: Sequence[Stage], *, finetune: bool) ->
 
 def _check_places(output: str | None, plot: str | None) -> None:
     """Refuse a file that could not be written, before the work."""
-    for place in (output, plot):
+    for option, place in (("--output", output), ("--plot", plot)):
         if place is not None and not Path(place).absolute().parent.is_dir():
-            raise FileNotFoundError(f"no folder {str(Path(place).parent)!r} for {place!r}.")
+            raise FileNotFoundError(f"{option} {place}: there is no folder {str(Path(place).parent)!r}; make it first.")
     known = FigureCanvasBase.get_supported_filetypes()
     if plot is not None and (suffix := Path(plot).suffix.removeprefix(".")) not in known:
         raise ValueError(f"--plot {plot}: pictures of type {suffix!r} cannot be drawn; expected {', '.join(known)}.")

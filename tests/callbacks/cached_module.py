@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler, WeightedRandomSampler
 
+from lit_transfer.callbacks import FinetuningSchedule
+
 
 class Counter:
     """Counts in all processes. It says nothing of its value to those who ask what data depends on."""
@@ -21,6 +23,17 @@ class Counter:
 
 
 READS = Counter()
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint behind a step."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
 
 
 class Images(Dataset[Any]):
@@ -125,3 +138,12 @@ def furthest(one: nn.Module, other: nn.Module) -> float:
     """The largest difference between two modules' states."""
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
+
+
+LOOKED = 2 * 4  # samples that a run draws to look at, of both sets
+TWICE = TRAIN + VAL  # samples that are drawn twice when both sets are filled, having fewer than 64 each
+
+
+def probe() -> FinetuningSchedule:
+    """Train the head alone."""
+    return FinetuningSchedule("linear_probe")

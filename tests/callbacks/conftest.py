@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +37,30 @@ def told() -> Iterator[Callable[[], list[str]]]:
     logger.addHandler(handler)
     yield lambda: [text for text in said if text.startswith("FeatureCaching")]
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Any]:
+    """Fit a fresh module of `cached_module`, on the same random numbers each time; images are counted from here on."""
+    import torch
+    from cached_module import READS, Module, train_loader, trainer, val_loader
+
+    READS.value.zero_()
+
+    def run(*callbacks: Any, train: Any = None, val: Any = None, module: Any = None, **options: Any) -> Module:
+        module = module or Module()
+        arguments = {name: options.pop(name) for name in ("ckpt_path",) if name in options}
+        made = trainer(*callbacks, folder=tmp_path, **options)
+        torch.manual_seed(7)
+        made.fit(module, train_loader() if train is None else train, val_loader() if val is None else val, **arguments)
+        return module
+
+    return run
+
+
+@pytest.fixture
+def caching(tmp_path: Path) -> Callable[..., Any]:
+    """Make a FeatureCaching of `cached_module`'s backbone that is exact, unless told otherwise."""
+    from lit_transfer.callbacks import FeatureCaching
+
+    return lambda **options: FeatureCaching("encoder", **{"fast": False, "folder": tmp_path / "cache"} | options)

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from cached_module import READS, TRAIN, VAL, Module, furthest, train_loader, trainer, val_loader
+from cached_module import LOOKED, READS, TRAIN, VAL, Module, SaveAt, furthest, train_loader, trainer, val_loader
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from lit_transfer.callbacks import FeatureCaching, FinetuningSchedule
 from lit_transfer.features import list_entries
 
-LOOKED = 2 * 4  # samples that are drawn to look at, of both sets
 FILLED = 2 * (TRAIN + VAL) + 3  # samples that are drawn to fill both
 HEAD: Any = {"train": ["head"]}
 BOTH: Any = {"train": ["head", "stage1"]}
@@ -32,15 +31,6 @@ class Reads(Callback):
         self.seen.append(READS.value.item())
 
 
-class SaveAt(Callback):
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Fit a fresh module on the same random numbers each time."""
@@ -57,11 +47,6 @@ def run(tmp_path: Path) -> Run:
         return module
 
     return fit
-
-
-@pytest.fixture
-def caching(tmp_path: Path) -> Callable[..., FeatureCaching]:
-    return lambda **options: FeatureCaching("encoder", **{"fast": False, "folder": tmp_path / "cache"} | options)
 
 
 @pytest.mark.parametrize(

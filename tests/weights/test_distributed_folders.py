@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hostile_files import Payload
 from small_network import equal, network, values
 from torch import Tensor, nn
 from torch.distributed.checkpoint import metadata as records
@@ -169,18 +170,10 @@ def test_a_shard_that_is_not_there_matters_only_where_it_is_wanted(tmp_path: Pat
     assert "copy all files" in describe(open_checkpoint(tmp_path / "f"))["state_dicts"][0]["unread"]["b.weight"]
 
 
-class _Payload:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.mark,)
-
-
 def test_nothing_in_it_runs(tmp_path: Path) -> None:
-    write_rows(tmp_path / "f", {"weight": torch.ones(2, 2)}, storage_meta=lambda _: _Payload(tmp_path / "ran"))
+    write_rows(tmp_path / "f", {"weight": torch.ones(2, 2)}, storage_meta=lambda _: Payload(tmp_path / "ran"))
     assert open_checkpoint(tmp_path / "f").read()["weight"].sum() == 4
-    (tmp_path / "f/.metadata").write_bytes(pickle.dumps(_Payload(tmp_path / "ran")))
+    (tmp_path / "f/.metadata").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     with pytest.raises(WeightsError, match=r"is no record of shards; it names .*pathlib"):
         open_checkpoint(tmp_path / "f")
     assert not (tmp_path / "ran").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile_files import refuses_or_is_empty
+from hostile_files import Payload, refuses_or_is_empty
 from timm.models.vision_transformer import VisionTransformer, _load_weights
 from torchvision.models import VisionTransformer as TorchvisionTransformer
 
@@ -169,16 +169,8 @@ def test_only_what_is_wanted_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert open_checkpoint(tmp_path / "f.npz", verify=False).read()["other"].shape == (10**6,)
 
 
-class _Payload:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.mark,)
-
-
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
-    np.savez(tmp_path / "f", weight=np.ones(2), objects=np.array([_Payload(tmp_path / "ran")]), text=np.array(["a"]))
+    np.savez(tmp_path / "f", weight=np.ones(2), objects=np.array([Payload(tmp_path / "ran")]), text=np.array(["a"]))
     checkpoint = open_checkpoint(tmp_path / "f.npz")
     assert list(checkpoint.state_dict()) == ["weight"]
     assert describe(checkpoint)["contents"]["objects"] == "object an array of |O"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile_files import refuses_or_is_empty
+from hostile_files import Payload, refuses_or_is_empty
 from python2 import dumps
 from small_network import equal, values
 from torch import nn
@@ -134,16 +134,8 @@ def test_what_is_in_it_is_told(tmp_path: Path) -> None:
     assert told["would_import"] == []
 
 
-class _Payload:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.mark,)
-
-
 def test_nothing_in_it_runs(tmp_path: Path) -> None:
-    content = {"model": {"weight": np.ones((2, 2), np.float32)}, "evil": _Payload(tmp_path / "ran")}
+    content = {"model": {"weight": np.ones((2, 2), np.float32)}, "evil": Payload(tmp_path / "ran")}
     (tmp_path / "f.pkl").write_bytes(pickle.dumps(content))
     checkpoint = open_checkpoint(tmp_path / "f.pkl")
     assert list(checkpoint.read()) == ["weight"]
