@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,26 +71,23 @@ class Chosen:
 
     def __call__(
         self,
-        batches: Sequence[Sequence[int]],
+        keys: Iterable[tuple[Sequence[int], int]],
         *,
         generator: torch.Generator,
-        epochs: Sequence[int],
         structure: TreeSpec | None = None,
         image: int = 0,
     ) -> Iterator[tuple[list[Any], Any]]:
-        """Yield (samples, batch) for each list of indices.
+        """Yield (samples, batch) for each key.
 
         Args:
-            batches: The indices of each batch.
+            keys: The indices of each batch, and the epoch for which it is asked, where the sampler asks for one.
             generator: Seeds the workers.
-            epochs: The epoch for which each batch is asked, where the sampler asks for one.
             structure: How a sample is nested: then what else is in each is given as JSON, without the image.
             image: Which leaf of it is the image.
         """
-        keys = _Keys(batches, epochs, by_epoch=self.by_epoch)
         reader = with_attributes(
             self._loader,
-            batch_sampler=keys,
+            batch_sampler=_Keys(keys, by_epoch=self.by_epoch),
             collate_fn=_WithSamples(self.collate, structure, image),
             generator=generator,
             persistent_workers=False,
@@ -106,17 +103,13 @@ def _sampler(loader: DataLoader[Any]) -> Any:
 
 @dataclass(frozen=True)
 class _Keys:
-    """What a dataset is asked for, batch by batch."""
+    """What a dataset is asked for, batch by batch, once."""
 
-    batches: Sequence[Sequence[int]]
-    epochs: Sequence[int]
+    keys: Iterable[tuple[Sequence[int], int]]
     by_epoch: bool
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[list[Any]]:
-        for batch, epoch in zip(self.batches, self.epochs, strict=True):
+        for batch, epoch in self.keys:
             yield [(index, epoch) for index in batch] if self.by_epoch else list(batch)
 
 
@@ -128,18 +121,16 @@ class Parts(Sequence[list[int]]):
         length: How many indices there are.
         size: Samples in a batch.
         pad: Whether the last one is filled up from the start, so that all are computed in batches of one size.
-        chosen: Which batches; None for all of them in order.
     """
 
     length: int
     size: int
     pad: bool
-    chosen: Sequence[int] | None = None
 
     def __len__(self) -> int:
-        return math.ceil(self.length / self.size) if self.chosen is None else len(self.chosen)
+        return math.ceil(self.length / self.size)
 
     def __getitem__(self, number: Any) -> Any:
-        start = self.size * (range(len(self))[number] if self.chosen is None else self.chosen[number])
+        start = self.size * range(len(self))[number]
         end = start + self.size if self.pad else min(start + self.size, self.length)
         return [index % self.length for index in range(start, end)]

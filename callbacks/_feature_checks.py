@@ -55,7 +55,7 @@ def check_samples(front: Front, steps: Steps, chosen: Chosen, name: str) -> Seen
     """
     check_still(front.backbone, front.boundary)
     indices = list(range(min(_AT_ONCE, chosen.length)))
-    samples, batch = next(chosen([indices], generator=seed_generators(0), epochs=[0]))
+    samples, batch = next(chosen([(indices, 0)], generator=seed_generators(0)))
 
     def draw(number: int) -> Tensor:
         seed_generators(number)

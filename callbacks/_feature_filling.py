@@ -40,7 +40,7 @@ from lit_transfer.features import (
 __all__ = ["ONE_RUN", "cached_samples"]
 
 T = TypeVar("T")
-_OTHER_SEED = 2**31 - 1  # than the number of any batch
+_OTHER_EPOCH = 1  # than that of the features where each sample has one
 ONE_RUN = "run-"  # begins the name of an entry that no other run can recognise
 
 
@@ -214,16 +214,20 @@ class _Job:
             return filling.close()
         places = [divmod(number, len(self.parts)) for number in mine]
         computing = Computing(self.front, self.steps, self.seen, self.options, size, kept)
+        first = FirstDraw()
         if kept is None:
-            first = self._first_draw(places, computing.taken)
-            batches = self._from_images(places, mine[0])
+            twice = self._twice({part for _, part in places})
+            batches = self._from_images(places, twice, mine[0])
         else:  # whose samples were drawn twice when they were stored
-            first = FirstDraw()
+            twice = {}
             rows = ([view * length + index for index in self.parts[part]] for view, part in places)
             batches = kept.batches(rows, self.chosen.collate)
         try:
             with torch.inference_mode(), computing.ready() as compute:
-                for number, (view, part), (rests, batch) in zip(mine, places, batches, strict=True):
+                for number, (view, part) in zip(mine, places, strict=True):
+                    if part in twice:
+                        first.note(twice[part], computing.taken(next(batches)[1]))
+                    rests, batch = next(batches)
                     images, feature = compute(batch)
                     if first.differs(self.parts[part], images):
                         raise random_samples(self.name)
@@ -232,27 +236,30 @@ class _Job:
         finally:
             filling.close()
 
-    def _from_images(self, places: list[tuple[int, int]], seed: int) -> Iterator[tuple[list[Any], Any]]:
-        return self.chosen(
-            replace(self.parts, chosen=[part for _, part in places]),
-            # Another seed than that of an interrupted run, whose views would come again.
-            generator=seed_generators(seed),
-            epochs=[view for view, _ in places],
-            structure=self.seen.structure,
-            image=self.seen.image,
-        )
+    def _twice(self, here: set[int]) -> dict[int, list[int]]:
+        """Choose samples of these parts that must be the same when they are drawn again, by their part."""
+        twice: dict[int, list[int]] = {}
+        for index in probe(self.chosen.length) if self.options.views == 1 else []:
+            part = index // self.chosen.batch_size
+            if part in here:
+                twice.setdefault(part, []).append(index)
+        return twice
 
-    def _first_draw(self, places: list[tuple[int, int]], taken: Callable[[Any], Tensor]) -> FirstDraw:
-        """Draw some of the samples in these parts a first time, for they must be the same when they are drawn again."""
-        first, here = FirstDraw(), {part for _, part in places}
-        size, views = self.chosen.batch_size, self.options.views
-        indices = [index for index in probe(self.chosen.length) if index // size in here] if views == 1 else []
-        chosen = [indices[start : start + 8] for start in range(0, len(indices), 8)]
-        drawn = self.chosen(chosen, generator=seed_generators(_OTHER_SEED), epochs=[1] * len(chosen))
-        with torch.no_grad():
-            for part, (_, batch) in zip(chosen, drawn, strict=True):
-                first.note(part, taken(batch))
-        return first
+    def _from_images(
+        self, places: list[tuple[int, int]], twice: dict[int, list[int]], seed: int
+    ) -> Iterator[tuple[list[Any], Any]]:
+        """Read the parts, those samples first that are drawn twice; one loader for all, so that it always has work."""
+
+        def keys() -> Iterator[tuple[list[int], int]]:
+            for view, part in places:
+                if part in twice:
+                    yield twice[part], _OTHER_EPOCH
+                yield self.parts[part], view
+
+        # Another seed than that of an interrupted run, whose views would come again.
+        return self.chosen(
+            keys(), generator=seed_generators(seed), structure=self.seen.structure, image=self.seen.image
+        )
 
     def _told(self) -> str:
         views = f" in {self.options.views} views" if self.options.views > 1 else ""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_transfer.features._boundary import Boundary, Outline
-from lit_transfer.features._working_copy import WorkingCopy
+from lit_transfer.features._working_copy import WorkingCopy, pieces
 
 __all__ = ["Fast", "apart", "bound_of", "check_compiler", "checked_copy"]
 
@@ -82,7 +82,7 @@ def _compiled(copied: WorkingCopy, images: Tensor, *, whole: bool) -> str:
         copied.compile(images)
     except Exception as error:  # of many kinds, from tracing to the compiler
         return f"not compiled: {type(error).__name__}: {error}".splitlines()[0]
-    return f"compiled for batches of {len(images)}"
+    return f"compiled for batches of {len(pieces(images)[0])}"
 
 
 def check_compiler() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lit_transfer.features._boundary import Boundary, check_still
 from lit_transfer.features._checked_copy import apart, bound_of
-from lit_transfer.features._working_copy import WorkingCopy
+from lit_transfer.features._working_copy import WorkingCopy, pieces
 from lit_transfer.stages import stages_of
 
 __all__ = ["PooledStages", "pooled"]
@@ -77,6 +78,10 @@ class PooledStages:
         return {name: vector for name in self.widths if (vector := vectors[name]) is not None}
 
     def _vectors(self, images: Tensor) -> dict[str, Tensor | None]:
+        found = [self._vectors_of(piece) for piece in pieces(images)]
+        return {name: _joined([vectors[name] for vectors in found]) for name in self._units}
+
+    def _vectors_of(self, images: Tensor) -> dict[str, Tensor | None]:
         seen: dict[str, Tensor | None] = {}
         handles = [
             self._hooked.get_submodule(unit).register_forward_hook(partial(_note, seen, name))
@@ -103,6 +108,11 @@ class PooledStages:
         pairs = [(vectors[name], expected[name]) for name in self.widths]
         same = all(a is not None and b is not None and apart(a, b) <= bound_of(True) for a, b in pairs)
         return (copied, copied._backbone) if same else (backbone, backbone)
+
+
+def _joined(vectors: list[Tensor | None]) -> Tensor | None:
+    tensors = [vector for vector in vectors if vector is not None]
+    return torch.cat(tensors) if tensors else None
 
 
 def _note(seen: dict[str, Tensor | None], name: str, module: nn.Module, args: Any, output: Any) -> None:

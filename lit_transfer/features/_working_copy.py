@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,9 +14,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lit_transfer.features._boundary import Boundary, Outline, run_until
 from lit_transfer.features._serving import Serving, unserved
 
-__all__ = ["WorkingCopy"]
+__all__ = ["WorkingCopy", "pieces"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_AT_ONCE = 8 * 3 * 224 * 224  # values: larger activations leave a processor's cache before the next layer takes them
+
+
+def pieces(images: Tensor) -> Sequence[Tensor]:
+    """Cut a batch into what a processor is fastest with: about 8 images of 3 x 224 x 224, at least 4; not elsewhere.
+
+    On two cores that took 0.6 to 0.9 of the time of a batch of 32, and takes a fourth of its memory.
+    """
+    if images.device.type != "cpu":
+        return [images]
+    return torch.split(images, max(4, _AT_ONCE // max(1, images[:1].numel())))
 
 
 class WorkingCopy:
@@ -61,6 +72,10 @@ class WorkingCopy:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Give the features of images as the backbone takes them."""
+        features = [self._run(piece) for piece in pieces(images)]
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    def _run(self, images: Tensor) -> Tensor:
         given = images.to(self._dtype) if images.is_floating_point() else images
         if given.ndim == 4:
             given = given.contiguous(memory_format=torch.channels_last)
@@ -72,7 +87,9 @@ class WorkingCopy:
         return feature if self._dtype is None else feature.to(images.dtype)
 
     def compile(self, images: Tensor) -> None:
-        """Have batches of this shape run on code that is compiled for it, weights included; others run as before.
+        """Have pieces of batches like this one run on code that is compiled for their shape, weights included.
+
+        Pieces of another shape run as before.
 
         That takes many seconds, and a C++ compiler on a CPU. The options that torch has for it are changed while it
         compiles only.
@@ -87,9 +104,10 @@ class WorkingCopy:
         module = fx.GraphModule(self._backbone, graph, "Front")
         module.graph.eliminate_dead_code()
         module.recompile()
-        self._compiled, self._shape = torch.compile(module, dynamic=False), tuple(images.shape)
+        piece = pieces(images)[0]
+        self._compiled, self._shape = torch.compile(module, dynamic=False), tuple(piece.shape)
         try:
-            self(images)
+            self._run(piece)
         except Exception:
             self._compiled = None
             raise

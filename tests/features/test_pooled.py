@@ -76,3 +76,15 @@ def test_a_norm_by_the_batch_is_refused() -> None:
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
     with pytest.raises(ValueError, match="what else is in the batch"):
         PooledStages(backbone, torch.rand(2, 3, 8, 8))
+
+
+def test_vectors_of_a_large_batch_come_in_its_order() -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone("squeezenet1_1", weights=None).eval()
+    images = torch.rand(11, 3, 224, 224)
+    with torch.inference_mode():
+        stages = PooledStages(backbone, images[:2])
+        together, alone = stages(images), stages(images[9:10])
+    assert all(len(vectors) == 11 for vectors in together.values())
+    for name, vector in alone.items():
+        assert torch.allclose(together[name][9:10], vector, rtol=1e-4, atol=1e-5)

@@ -217,3 +217,36 @@ def test_what_was_done_and_what_was_left_out_is_told(net: Any, options: Any, exp
     copied, why = checked_copy(net, WHOLE, images, features, **options)
     assert re.search(expected, why)
     assert (copied is None) == isinstance(net, Hooked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((20, 3, 224, 224), [8, 8, 4]),  # of what a network is mostly given
+        ((5, 3, 1024, 1024), [4, 1]),  # never less than 4
+        ((64, 3, 32, 32), [64]),  # small ones cost more to start than to compute
+    ],
+)
+def test_a_processor_is_given_pieces_of_a_batch(shape: tuple[int, ...], sizes: list[int]) -> None:
+    backbone, seen = freeze_all(nn.Sequential(Sizes(), nn.Conv2d(3, 2, 3, stride=8))), []
+    copied = WorkingCopy(backbone, WHOLE)
+    copied._backbone[0].seen = seen
+    images = torch.rand(shape)
+    features = copied(images)
+    assert seen == sizes
+    assert features.is_contiguous(memory_format=torch.channels_last)
+    assert apart(features, backbone(images)) <= bound_of(True)
+
+
+class Sizes(nn.Module):
+    """Notes how many images it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "seen"):
+            self.seen.append(len(x))
+        return x
+
+
+def freeze_all(module: nn.Module) -> nn.Module:
+    freeze(module, "all")
+    return module.eval()
