@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.data import convert_image, is_image, read_pixels
+from lit_transfer.features import pieces
 from lit_transfer.modules import TransferModule, read_saved
 from lit_transfer.restore import read_training_state
 from lit_transfer.weights import WeightsError
@@ -49,7 +50,7 @@ class Predictor:
         Args:
             module: A trained module; it is moved, not copied.
             device: Where to compute.
-            batch_size: Images that are computed at a time.
+            batch_size: Images that are computed at a time; a processor does so in pieces of about 8.
             preprocessing: How images are made ready; the module's own if not given.
 
         Raises:
@@ -117,9 +118,9 @@ class Predictor:
     @torch.inference_mode()
     def outputs(self, batch: Tensor) -> Tensor:
         """Give what `module.predict_step` (or a plain module) gives for images (N, C, H, W), on the CPU in float32."""
-        batch = batch.to(self.device)
-        answer: Tensor = self._compute(batch, 0) if isinstance(self.module, LightningModule) else self._compute(batch)
-        return answer.float().cpu()
+        number = (0,) if isinstance(self.module, LightningModule) else ()
+        answers = [self._compute(piece, *number) for piece in pieces(batch.to(self.device))]
+        return torch.cat(answers).float().cpu()
 
     def _open(self, image: ImageLike) -> Image.Image | Tensor:
         mode = self.preprocessing.mode
@@ -144,7 +145,7 @@ def load_predictor(
         checkpoint: A `.ckpt` file of a `TransferModule` or of a class derived from it; with `module`, any training
             checkpoint that `TolerantRestore` takes.
         device: A torch device, or `"auto"` for the first GPU where there is one, else the CPU.
-        batch_size: Images that are computed at a time.
+        batch_size: Images that are computed at a time; a processor does so in pieces of about 8.
         module: The module that a foreign checkpoint fills, which no such file describes. It is filled in place.
         preprocessing: How images are made ready, for a module that does not say.
 

@@ -18,7 +18,7 @@ from lit_transfer.features._randomness import FirstDraw, is_random, probe
 from lit_transfer.features._serving import Serving
 from lit_transfer.features._standin import StandIn
 from lit_transfer.features._store import Entry, Layout, cache_folder, list_entries, open_entry
-from lit_transfer.features._working_copy import WorkingCopy
+from lit_transfer.features._working_copy import WorkingCopy, pieces
 
 __all__ = [
     "Boundary",
@@ -48,6 +48,7 @@ __all__ = [
     "list_entries",
     "open_entry",
     "outline_of",
+    "pieces",
     "prepare",
     "probe",
     "run_until",
