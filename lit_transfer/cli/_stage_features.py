@@ -135,13 +135,15 @@ class _Set:
     def _key(self) -> tuple[str, str | None]:
         """Give the name of the entry and, if no other run can know it, the reason."""
         backbone, trainer = self.backbone, self.trainer
+        hooks = [type(self.module).on_after_batch_transfer]
+        hooks.append(type(trainer.datamodule).on_after_batch_transfer)  # type: ignore[attr-defined]  # the CLI's is set
         try:
             name = fingerprint(
                 kind="vectors at every stage",
                 weights={**dict(backbone.named_parameters()), **dict(backbone.named_buffers())},
                 architecture=[repr(backbone), {type(part) for part in backbone.modules()}],
                 data=[self.dataset, self.loader.collate_fn],
-                hooks=[type(self.module).on_after_batch_transfer, type(trainer.datamodule).on_after_batch_transfer],  # type: ignore[attr-defined]
+                hooks=hooks,
                 run=[str(trainer.precision), trainer.strategy.root_device.type, torch.__version__],
             )
         except UnknownContentError as error:

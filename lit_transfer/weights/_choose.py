@@ -68,11 +68,11 @@ def main_state_dict(checkpoint: Checkpoint, key: str | None = None, prefer: Pref
     networks = networks or list(checkpoint.state_dicts)
     largest = max(map(len, networks))
     ranked = sorted(
-        (found for found in networks if 2 * len(found) >= largest), key=lambda f: _rank(f.kind, f.key, prefer)
+        (found for found in networks if 2 * len(found) >= largest), key=lambda f: _rank(f.kind, f.key, f.key, prefer)
     )
     first, others = ranked[0], ranked[1:]
     for other in others:
-        if _rank(other.kind, other.key, prefer) == _rank(first.kind, first.key, prefer):
+        if _rank(other.kind, other.key, other.key, prefer) == _rank(first.kind, first.key, first.key, prefer):
             raise WeightsError(
                 f"{checkpoint.name} holds several networks, {first.key!r} ({len(first)} tensors) and {other.key!r} "
                 f"({len(other)} tensors): choose with key={first.key!r} or key={other.key!r}"
@@ -148,12 +148,14 @@ def _dominant(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _match_rank(match: Match, prefer: Prefer) -> tuple[int, ...]:
-    return _rank(match.state_dict.kind, match.label, prefer)
+    return _rank(match.state_dict.kind, match.state_dict.key, match.label, prefer)
 
 
-def _rank(kind: str, label: str, prefer: Prefer) -> tuple[int, ...]:
+def _rank(kind: str, key: str, label: str, prefer: Prefer) -> tuple[int, ...]:
     words = set(re.split(r"[._]", label.lower()))
-    averaged, teacher, student = "ema" in words, "teacher" in words, "student" in words
+    # I-JEPA and MSN save their teacher under that key, and evaluate it; BYOL's target, a prefix, is a follower.
+    teacher = "teacher" in words or key.rpartition(".")[2] == "target_encoder"
+    averaged, student = "ema" in words, "student" in words
     if prefer == "plain":
         averaged, teacher, student = not averaged, student, teacher
     return (

@@ -21,8 +21,8 @@ from lit_transfer.weights._target import is_counter, is_sharded, is_under_any
 
 OnMismatch: TypeAlias = Literal["adapt", "skip", "error"]
 _CLASS_TOKENS = ("cls_token", "class_token")
-# Buffers that follow from the window or the picture's size, in Swin and CLIP.
-_DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "position_ids")
+# Buffers that follow from the window or the picture's size, in Swin, CLIP and EVA-02.
+_DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "freqs_cos", "freqs_sin")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,9 @@ def _with_class_positions(entries: list[Entry]) -> list[Entry]:
 def _has_leave(match: Match, name: str, head: tuple[str, ...]) -> bool:
     """Whether a left-over tensor may be left over: an old head, a counter, or a part that the model does not have."""
     target = match.target
-    if is_counter(name) or name in target.transient or is_under_any(name, head) or is_cut_head(match, name):
+    if is_counter(name) or name in target.transient or name.endswith(_DERIVED):
+        return True
+    if is_under_any(name, head) or is_cut_head(match, name):
         return True
     start = len(match.part) + 1 if match.part else 0
     first = name[start:].partition(".")[0]
@@ -203,6 +205,11 @@ def _problems(match: Match, entries: list[Entry], stray: list[str], accepted: fl
         problems.append(
             f"{len(stray)} tensors of it are left over in modules that the model has: {few(stray)}; "
             f"exclude={_outermost(match, stray)} accepts that"
+        )
+    if beside := [name for name in match.beside if wishes.wants(name)]:
+        problems.append(
+            f"{len(beside)} tensors of the model outside {match.part!r}, which fits, are in it under their own names: "
+            f"{few(beside)}; target={match.part!r} leaves them out, and rename={{...}} brings all under one naming"
         )
     return problems
 

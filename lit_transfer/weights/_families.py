@@ -2,7 +2,9 @@
 
 Sources: torchvision densenet.py and vision_transformer.py (`_load_state_dict`, `MLPBlock._load_from_state_dict`), the
 released checkpoints of Swin, ConvNeXt, CLIP and DINOv2, and timm's models of the same names; for JAX's ViT
-`_load_weights` in timm's vision_transformer.py; detectron2's modeling/backbone/resnet.py.
+`_load_weights` in timm's vision_transformer.py; `checkpoint_filter_fn` in timm's eva.py; detectron2's
+modeling/backbone/resnet.py; mmpretrain's models/backbones/vision_transformer.py; for BEiT run_class_finetuning.py of
+microsoft/unilm.
 """
 
 import re
@@ -60,6 +62,21 @@ _JAX_TO_TIMM = (
     (r"(?:^|(?<=\.))(?:Transformer\.posembed_input\.)?pos_embedding$", "pos_embed"),
     (r"(?:^|(?<=\.))embedding\.", "patch_embed.proj."),
     (r"(?:^|(?<=\.))Transformer\.encoder_norm\.", "norm."),
+)
+_MMPRETRAIN_TO_TIMM = (
+    (r"(?:^|(?<=\.))layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+    (r"(?:^|(?<=\.))layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+    (r"(?:^|(?<=\.))layers\.(\d+)\.attn\.", r"blocks.\1.attn."),
+    (r"(?:^|(?<=\.))layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
+    (r"(?:^|(?<=\.))patch_embed\.projection\.", "patch_embed.proj."),
+    (r"(?:^|(?<=backbone\.))ln1\.", "norm."),
+)
+_EVA02_TO_TIMM = (
+    (r"(?<=\.)mlp\.w1\.", "mlp.fc1_g."),
+    (r"(?<=\.)mlp\.w2\.", "mlp.fc1_x."),
+    (r"(?<=\.)mlp\.w3\.", "mlp.fc2."),
+    (r"(?<=\.)mlp\.ffn_ln\.", "mlp.norm."),
+    (r"(?<=\.)attn\.inner_attn_ln\.", "attn.norm."),
 )
 _CONVNEXT_TO_TIMM = (
     (r"(?:^|(?<=\.))stages\.(\d+)\.(\d+)\.dwconv\.", r"stages.\1.blocks.\2.conv_dw."),
@@ -119,7 +136,18 @@ FAMILIES = (
     Family("timm ViT to torchvision", _TIMM_TO_VIT),
     Family("JAX ViT to timm", _JAX_TO_TIMM),
     Family("JAX ViT to torchvision", (*_JAX_TO_TIMM, *_TIMM_TO_VIT)),
+    Family("mmpretrain ViT to timm", _MMPRETRAIN_TO_TIMM),
+    Family("mmpretrain ViT to torchvision", (*_MMPRETRAIN_TO_TIMM, *_TIMM_TO_VIT)),
     Family("CLIP to timm", _CLIP_TO_TIMM),
+    Family("EVA-02 to timm", _EVA02_TO_TIMM),
+    Family(
+        "EVA-02 with a projection each to timm",
+        (
+            (r"(?<=\.)attn\.q_proj\.", r"\g<0>"),
+            (r"(?<=\.)attn\.([qv])_bias$", r"attn.\1_proj.bias"),
+            *_EVA02_TO_TIMM,
+        ),
+    ),
     Family("ConvNeXt to timm", _CONVNEXT_TO_TIMM),
     Family(
         "Swin to timm",
@@ -139,6 +167,20 @@ FAMILIES = (
 )
 
 
+_SHARED_TABLE = re.compile(r"^(.*?)rel_pos_bias\.relative_position_bias_table$", re.MULTILINE)
+
+
+def _table_in_each_block(names: dict[str, str]) -> dict[str, str] | None:
+    """The names with the one table of relative positions, by which BEiT is pretrained, in each block; None without."""
+    found = _SHARED_TABLE.search("\n".join(names))
+    if found is None:
+        return None
+    front = found[1]
+    blocks = {block[0] for name in names if (block := re.match(rf"{re.escape(front)}blocks\.\d+\.", name))}
+    tables = {f"{block}attn.relative_position_bias_table": names[found[0]] for block in blocks}
+    return {name: original for name, original in names.items() if name != found[0]} | tables
+
+
 def family_names(names: dict[str, str]) -> Iterator[tuple[dict[str, str], str]]:
     """The names as they are, then as each family that applies renames them, with the family's name."""
     chunked = _CHUNKS.rename(names)
@@ -150,3 +192,6 @@ def family_names(names: dict[str, str]) -> Iterator[tuple[dict[str, str], str]]:
             renamed = family.rename(base)
             if renamed is not None:
                 yield renamed, f"renamed from {' and '.join(filter(None, (words, family.name)))}"
+    cloned = _table_in_each_block(names)
+    if cloned is not None:
+        yield cloned, "the shared table of relative positions put into each block"

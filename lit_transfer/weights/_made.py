@@ -1,6 +1,5 @@
 """Tensors that are put together when they are read: transposed, joined, cut out of others, or unpacked."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lit_transfer.weights._declared import Declared
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._map_location import MapLocation, placed
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class MadeTensor:
+class MadeTensor(Declared):
     """A tensor of known dtype and shape that `make` gives, with the face of a FileTensor.
 
     Loading makes all such tensors before it changes the first value of a model.
@@ -35,20 +35,6 @@ class MadeTensor:
     shape: tuple[int, ...]
     files: "tuple[SourceFile, ...]" = ()
     cut: Callable[[tuple[int, ...], tuple[int, ...]], Tensor] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """They are made on the CPU."""
-        return "cpu"
-
-    def place(self) -> object:
-        """Each is a tensor of its own."""
-        return id(self)
 
     def check(self, handle: None = None) -> None:
         """There is nothing to check before it is made."""

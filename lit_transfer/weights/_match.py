@@ -1,5 +1,6 @@
 """Which state dict of the file fills which part of the model, by names and shapes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,7 @@ class Match:
         pairs: Name in the model -> name in the file, of equal edited names; shapes may differ.
         leftover: Edited name, as the model would call it -> name in the file, for what has no place in the model.
         outside: Names in the file that do not have the prefix.
+        beside: Names in the model, outside the part, that the file has among these, shapes being equal.
     """
 
     state_dict: StateDict
@@ -35,6 +37,7 @@ class Match:
     pairs: dict[str, str]
     leftover: dict[str, str]
     outside: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
     @cached_property
     def slots(self) -> dict[str, Tensor]:
@@ -118,7 +121,23 @@ def _match(state_dict: StateDict, view: View, target: Target, strip: str, add: s
         else:
             leftover[_joined(root, wanted)] = original
     edit = view.edit.with_prefixes(strip, add)
-    return Match(state_dict, target, edit, _part(view, add, root), root, pairs, leftover, tuple(outside))
+    beside = tuple(_beside(state_dict, view, target, strip, add)) if strip and add else ()
+    return Match(state_dict, target, edit, _part(view, add, root), root, pairs, leftover, tuple(outside), beside)
+
+
+def _beside(state_dict: StateDict, view: View, target: Target, strip: str, add: str) -> Iterator[str]:
+    """Names in the model, outside the part, that the file has as they are, or where a part of the prefix is away."""
+    segments = strip.split(".")
+    around = [".".join(segments[:count]) for count in range(len(segments))]
+    for name, original in view.file.items():
+        if is_under(name, strip):
+            continue
+        shorter = [name[len(prefix) + 1 :] if prefix else name for prefix in around if is_under(name, prefix)]
+        own = next(
+            (view.model[wanted] for wanted in shorter if wanted in view.model and not is_under(wanted, add)), None
+        )
+        if own and not is_counter(own) and tuple(target.slots[own].shape) == state_dict[original].shape:
+            yield own
 
 
 def _part(view: View, add: str, root: str) -> str:

@@ -3,7 +3,6 @@
 Both have the face of a FileTensor, so that they are matched, listed and refused under their names.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lit_transfer.weights._declared import Declared
 from lit_transfer.weights._errors import WeightsError
 from lit_transfer.weights._map_location import MapLocation, placed
 
@@ -86,26 +86,12 @@ def not_plain(tensor: Tensor) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class UnreadTensor:
+class UnreadTensor(Declared):
     """A tensor that the file holds in a form that is not read; `why` says which, and what to do."""
 
     why: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the values would have as a plain tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def location(self) -> str:
-        """Not told by such tensors."""
-        return "cpu"
-
-    def place(self) -> object:
-        """Each is a tensor of its own."""
-        return id(self)
 
     def check(self, handle: None = None) -> None:
         """Raise the WeightsError that says why it is not read."""

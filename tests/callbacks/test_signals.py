@@ -78,7 +78,7 @@ def test_last_finds_it(tmp_path: Path) -> None:
     interrupted(tmp_path, Send("on_train_batch_start", 1, 2))
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_epochs=1)
     with pytest.warns(UserWarning, match="exists and is not empty"):
-        resumed = fit(saving, ckpt_path="last", seed=5, enable_checkpointing=True)  # type: ignore[arg-type]
+        resumed = fit(saving, ckpt_path="last", seed=5, enable_checkpointing=True)  # type: ignore[arg-type]  # options of any kind
     assert not list(differences(fit()["state_dict"], resumed["state_dict"]))
 
 

@@ -195,8 +195,8 @@ def test_another_optimizer_and_another_scheduler_of_lightnings_own(own: Path, mo
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_another_precision_keeps_weights_and_moments(own: Path, precision: Any) -> None:
     module, run = Foreign("adamw"), trainer(3, TolerantRestore(), precision=precision)
-    as_floats = lambda batch, *_: [batch[0].to(module.net[0].weight.dtype), batch[1]]  # noqa: E731
-    module.transfer_batch_to_device = as_floats  # type: ignore[method-assign]
+    as_floats = lambda batch, *_: [batch[0].to(module.net[0].weight.dtype), batch[1]]  # noqa: E731  (a hook in one line)
+    module.transfer_batch_to_device = as_floats  # type: ignore[method-assign]  # of one object
     run.fit(module, loader(), loader(), ckpt_path=own)
     moments = run.optimizers[0].state[module.net[0].weight]
     assert moments["exp_avg"].dtype == module.net[0].weight.dtype
@@ -218,7 +218,7 @@ def test_the_epoch_may_be_the_next_one(file: Path) -> None:
     trainer(3, TolerantRestore(epoch_means="next")).fit(module, loader(), loader(), ckpt_path=file)
     assert module.seen[0] == (2, 8)
     with pytest.raises(ValueError, match="epoch_means must be 'finished' or 'next', got 'last'"):
-        TolerantRestore(epoch_means="last")  # type: ignore[arg-type]
+        TolerantRestore(epoch_means="last")  # type: ignore[arg-type]  # it is to be refused
 
 
 @pytest.mark.parametrize("tag", ["cuda:3", "mps", "xpu:1"])

@@ -1,3 +1,5 @@
+"""`keep_decoded=True`: each photo is decoded once, and what is kept is never taken for another file or size."""
+
 import os
 from pathlib import Path
 

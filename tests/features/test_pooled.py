@@ -1,3 +1,5 @@
+"""A vector at the end of each stage, of one run; float32, CPU."""
+
 import pytest
 import torch
 from torch import Tensor, nn

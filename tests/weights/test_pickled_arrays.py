@@ -13,6 +13,7 @@ from python2 import dumps
 from small_network import equal, values
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
+from zoo_resnets import detectron2_names
 
 from lit_transfer.weights import WeightsError, describe, load_weights, open_checkpoint
 
@@ -33,17 +34,7 @@ def network() -> nn.Module:
 
 
 def detectron2(model: nn.Module, prefix: str = "") -> dict[str, np.ndarray[Any, Any]]:
-    """Names as `ResNet` of detectron2's modeling/backbone/resnet.py has them."""
-    names = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        new = re.sub(r"^layer(\d)\.", lambda found: f"res{int(found[1]) + 1}.", name)
-        new = re.sub(r"(^|\.)bn(\d)\.", r"\1conv\2.norm.", new)
-        new = new.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        new = re.sub(r"^conv1\.", "stem.conv1.", re.sub(r"^fc\.", "linear.", new))
-        names[prefix + new] = tensor.numpy()
-    return names
+    return {prefix + name: tensor.numpy() for name, tensor in detectron2_names(model.state_dict()).items()}
 
 
 def caffe2(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,7 +11,8 @@ WEIGHTS is a weights name or a file, random weights without. fastai must be inst
   predict  probabilities for all photos of both folders
   start    from the command to the end of the first training step, batches of four photos
 
-Each measure but `step` is a process of its own, the tools taking turns round after round; medians are shown. Imports
+Each measure but `step` is a process of its own, the tools taking turns round after round; medians are shown. Of the
+probe, the peers that go through all photos in every epoch run in the first round only: it takes them minutes. Imports
 and the building of the model are not counted but in `start`. AdamW, batches of 32, two workers, float32, CPU.
 `cpu` is seconds of the processor, workers included, which other work on the machine changes less than the seconds of
 the clock; `memory` is the peak of the anonymous memory of a measure's processes in MiB, sampled twice a second.
@@ -113,8 +114,10 @@ def in_turns(arguments: argparse.Namespace, case: str) -> None:
     """Measure all tools of a case and print their table."""
     tools = [tool for tool in CASES[case] if not arguments.tools or tool in arguments.tools]
     found: dict[str, list[Row]] = {tool: [] for tool in tools}
-    for _ in range(arguments.rounds):
+    for number in range(arguments.rounds):
         for tool in tools:
+            if number and case == "probe" and tool in probe.ONCE:
+                continue
             found[tool].append(in_a_process(arguments, case, tool))
             print(case, tool, found[tool][-1], file=sys.stderr, flush=True)
     rows = medians(found)

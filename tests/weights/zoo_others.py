@@ -1,0 +1,174 @@
+"""Layouts of other architectures: each function gives a model, the content of a file with its weights, and another
+model to load it into. The docstring says what is in the file, and which code writes it."""
+
+import re
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from layout_parts import State, body, under
+from torch import nn
+from zoo_vits import renamed, vit
+
+Made = tuple[nn.Module, Any, nn.Module]
+SWIN = {"depths": (2, 2), "num_heads": (3, 6), "num_classes": 5}
+SMALL = {"depth": 2, "img_size": 32, "embed_dim": 48, "num_heads": 3, "num_classes": 5}
+CLIP = (
+    (r"^blocks\.", "transformer.resblocks."),
+    (r"^cls_token", "class_embedding"),
+    (r"^pos_embed", "positional_embedding"),
+    (r"^patch_embed\.proj", "conv1"),
+    (r"^norm_pre", "ln_pre"),
+    (r"^norm\.", "ln_post."),
+    (r"\.norm([12])\.", r".ln_\1."),
+    (r"attn\.qkv\.(\w+)", r"attn.in_proj_\1"),
+    (r"attn\.proj", "attn.out_proj"),
+    (r"fc1", "c_fc"),
+    (r"fc2", "c_proj"),
+)
+TEXT = {"transformer.resblocks.0.ln_1.weight": torch.rand(64), "token_embedding.weight": torch.rand(9, 64)}
+
+
+def alexnet_in_parallel() -> Made:
+    """The ImageNet example with AlexNet, whose features alone are in DataParallel (main.py of pytorch/examples)."""
+    return _features_in_parallel("alexnet")
+
+
+def vgg_in_parallel() -> Made:
+    """The ImageNet example with VGG, whose features alone are in DataParallel (main.py of pytorch/examples)."""
+    return _features_in_parallel("vgg11_bn")
+
+
+def _features_in_parallel(name: str) -> Made:
+    torch.manual_seed(0)
+    source, model = (getattr(torchvision.models, name)(num_classes=5) for _ in range(2))
+    for net in (source, model):  # the real ones have a gigabyte in these
+        net.classifier[-3 if name == "alexnet" else 3] = nn.Identity()
+        net.classifier[1 if name == "alexnet" else 0] = nn.Identity()
+        net.classifier[-1] = nn.Linear(8, 5)
+    state = {re.sub(r"^features\.", "features.module.", n): t for n, t in source.state_dict().items()}
+    return source, {"epoch": 3, "arch": name, "state_dict": state, "best_acc1": 56.5}, model
+
+
+def densenet_of_before_2018() -> Made:
+    """torchvision's own DenseNet files: layers numbered behind a point (_load_state_dict of densenet.py)."""
+    source, model = (torchvision.models.DenseNet(4, (2, 2), 8, num_classes=5) for _ in range(2))
+    state = renamed(source.state_dict(), ((r"(denselayer\d\.(?:norm|conv))([12])", r"\1.\2"),))
+    return source, {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}, model
+
+
+def deit_distilled() -> Made:
+    """DeiT with its distillation token, for larger images (models.py of facebookresearch/deit)."""
+    source, model = (vit("deit_tiny_distilled_patch16_224", img_size=size) for size in (32, 48))
+    return source, {"model": source.state_dict()}, model
+
+
+def convnext() -> Made:
+    """ConvNeXt of its authors (models/convnext.py of facebookresearch/ConvNeXt)."""
+    options: dict[str, Any] = {"conv_mlp": False, "depths": (1, 1, 1, 1), "num_classes": 5}
+    source, model = (timm.create_model("convnext_atto", **options) for _ in range(2))
+    rules = (
+        (r"^stem\.(\d)", r"downsample_layers.0.\1"),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"\.blocks\.(\d+)\.", r".\1."),
+        (r"conv_dw", "dwconv"),
+        (r"mlp\.fc([12])", r"pwconv\1"),
+        (r"^head\.norm", "norm"),
+        (r"^head\.fc", "head"),
+    )
+    return source, {"model": renamed(source.state_dict(), rules)}, model
+
+
+def swin() -> Made:
+    """Swin of its authors: patches merged at the end of a stage, masks in the file (microsoft/Swin-Transformer)."""
+    source, model = (timm.create_model("swin_tiny_patch4_window7_224", **SWIN) for _ in range(2))
+    rules = ((r"^layers\.1\.downsample", "layers.0.downsample"), (r"head\.fc\.", "head."))
+    state = renamed(source.state_dict(), rules)
+    state["layers.0.blocks.1.attn_mask"] = torch.rand(64, 49, 49)
+    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
+    return source, {"model": state}, model
+
+
+def clip_visual_tower() -> Made:
+    """CLIP: `visual.` beside the text tower (clip/model.py of openai/CLIP)."""
+    source, model = (vit("vit_base_patch32_clip_224", embed_dim=64, num_heads=2) for _ in range(2))
+    return source, {**_visual(source), **TEXT, "logit_scale": torch.tensor(1.0)}, model
+
+
+def open_clip() -> Made:
+    """OpenCLIP in training: the same under `module.` (src/open_clip_train/main.py of mlfoundations/open_clip)."""
+    source, model = (vit("vit_base_patch32_clip_224", embed_dim=64, num_heads=2) for _ in range(2))
+    return source, {"epoch": 3, "name": "a run", "state_dict": under("module", {**_visual(source), **TEXT})}, model
+
+
+def _visual(source: nn.Module) -> State:
+    state = renamed(body(source), CLIP)
+    flat = {n: t.squeeze() if n in ("class_embedding", "positional_embedding") else t for n, t in state.items()}
+    return {**under("visual", flat), "visual.proj": torch.rand(64, 32)}
+
+
+def i_jepa() -> Made:
+    """I-JEPA: encoder, predictor and target encoder, without a class token (src/train.py of facebookresearch/ijepa)."""
+    source, model = (vit(class_token=False, global_pool="avg", fc_norm=False) for _ in range(2))
+    predictor = {"predictor_embed.weight": torch.rand(8, 48), "predictor_blocks.0.norm1.weight": torch.rand(8)}
+    content = {
+        "encoder": under("module", {n: torch.rand_like(t) for n, t in body(source).items()}),
+        "predictor": under("module", predictor),
+        "target_encoder": under("module", body(source)),
+        "epoch": 300,
+    }
+    return source, content, model
+
+
+def beit() -> Made:
+    """BEiT fine-tuned: a table of relative positions in each block (beit/modeling_finetune.py of microsoft/unilm)."""
+    source, model = (timm.create_model("beit_base_patch16_224", init_values=0.1, **SMALL) for _ in range(2))
+    state = source.state_dict()
+    index = {"blocks.0.attn.relative_position_index": torch.zeros(5, 5, dtype=torch.int64)}
+    return source, {"model": state | index}, model
+
+
+def beit_pretrained() -> Made:
+    """BEiT pretrained: one table of relative positions for all blocks (run_class_finetuning.py of microsoft/unilm)."""
+    source, model = (timm.create_model("beit_base_patch16_224", init_values=0.1, **SMALL) for _ in range(2))
+    state = body(source)
+    tables = [name for name in state if name.endswith("relative_position_bias_table")]
+    table = torch.rand_like(state[tables[0]])
+    with torch.no_grad():
+        for name in tables:
+            source.get_parameter(name).copy_(table)
+    shared = {n: t for n, t in state.items() if n not in tables}
+    shared["rel_pos_bias.relative_position_bias_table"] = table
+    return source, {"model": shared | {"mask_token": torch.rand(1, 1, 48), "lm_head.bias": torch.rand(9)}}, model
+
+
+def eva_02() -> Made:
+    """EVA-02: gated layers w1 to w3, tables of rotations (asuka/modeling_finetune.py of baaivision/EVA)."""
+    small = {**SMALL, "img_size": 28, "scale_mlp": True, "qkv_fused": False}
+    source, model = (timm.create_model("eva02_base_patch14_224", **small) for _ in range(2))
+    rules = (
+        (r"mlp\.norm", "mlp.ffn_ln"),
+        (r"mlp\.fc1_g", "mlp.w1"),
+        (r"mlp\.fc1_x", "mlp.w2"),
+        (r"mlp\.fc2", "mlp.w3"),
+    )
+    rules = (*rules, (r"q_proj\.bias", "q_bias"), (r"v_proj\.bias", "v_bias"))
+    state = renamed(source.state_dict(), rules)
+    return source, {"module": state | {"blocks.0.attn.rope.freqs_cos": torch.rand(4, 16)}}, model
+
+
+OTHERS = (
+    alexnet_in_parallel,
+    vgg_in_parallel,
+    densenet_of_before_2018,
+    deit_distilled,
+    convnext,
+    swin,
+    clip_visual_tower,
+    open_clip,
+    i_jepa,
+    beit,
+    beit_pretrained,
+    eva_02,
+)
