@@ -44,7 +44,10 @@ def test_two_processes_share_each_epoch_and_see_what_one_alone_would_see(make_fo
     (tmp_path / "train.py").write_text(SCRIPT)
     command = [sys.executable, "train.py", str(root), "seen_by_"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300, capture_output=True)
+    ran = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
     pair = [json.loads((tmp_path / f"seen_by_{rank}").read_text()) for rank in range(2)]
 
     data = ImageFolderData(root, image_size=8, val_fraction=0)

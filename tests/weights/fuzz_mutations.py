@@ -5,6 +5,7 @@ import io
 import re
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from random import Random
@@ -125,7 +126,8 @@ def _gzip(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
 def _zip(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     """Damage a member, or its name; leave one out, or have one twice."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w") as new:
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w") as new, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two members of one name, which is what is wanted
         members = {info.filename: old.read(info) for info in old.infolist()}
         chosen = random.choice(list(members))
         what = random.choice(("content", "content", "content", "name", "none", "other"))
@@ -135,7 +137,8 @@ def _zip(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
             elif what == "content":
                 new.writestr(name, _bytes(content, random, others))
             elif what == "name":
-                new.writestr(_bytes(name.encode(), random, others).decode("latin1").replace("\0", "") or "x", content)
+                other = _bytes(name.encode(), random, others).decode("latin1").replace("\0", "")[:1000]
+                new.writestr(other or "x", content)
             elif what == "other":
                 new.writestr(name, random.choice(list(members.values())))
     return stream.getvalue()
