@@ -26,7 +26,7 @@ def command(tool: str, data: Path, backbone: str) -> list[str]:
     given = {"data.root": data, "data.num_workers": 0, "data.batch_size": 4, "model.backbone": backbone}
     options = {**given, "model.weights": "null", "trainer.callbacks": "first_step.Stop"}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [str(Path(sys.executable).with_name("lit-transfer")), "fit", *words]
+    return [sys.executable, "-c", "from lit_transfer.cli import main; main()", "fit", *words]
 
 
 TOOLS = ["lit-transfer fit", "Lightning by hand"]
