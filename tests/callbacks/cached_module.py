@@ -1,5 +1,6 @@
 """A module and data as users write them, which count what is read and what the frozen front computes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,6 @@ TWICE = TRAIN + VAL  # samples that are drawn twice when both sets are filled, h
 def probe() -> FinetuningSchedule:
     """Train the head alone."""
     return FinetuningSchedule("linear_probe")
+
+
+Fit = Callable[..., Module]

@@ -1,7 +1,6 @@
 """What is said to be equal is so bit for bit: batches of 8 with `drop_last`, float32, one thread, CPU, `fast=False`."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from cached_module import (
     TRAIN,
     TWICE,
     VAL,
+    Fit,
     Images,
     Module,
     SaveAt,
@@ -33,7 +33,6 @@ from lit_transfer.features import list_entries
 from lit_transfer.modules import ImageClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # frozen by hand in some tests
-Fit = Callable[..., Module]
 
 
 @pytest.mark.parametrize(

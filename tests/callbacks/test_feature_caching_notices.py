@@ -1,6 +1,5 @@
 """What FeatureCaching notices: changes, randomness, what would not give the same, and options that are wrong."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from cached_module import (
     TWICE,
     VAL,
     Counter,
+    Fit,
     Images,
     Module,
     furthest,
@@ -32,7 +32,6 @@ from lit_transfer.features import list_entries
 from lit_transfer.modules import ImageClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # frozen by hand in some tests
-Fit = Callable[..., Module]
 
 
 def test_changed_weights_data_and_front_are_computed_anew(fit: Fit, caching: Any, tmp_path: Path) -> None:

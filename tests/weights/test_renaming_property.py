@@ -103,6 +103,16 @@ def test_any_renaming_is_undone_or_refused(name: str, data: st.DataObject) -> No
     check(model, content)
 
 
+@pytest.mark.parametrize(("name", "part"), [("vit", "encoder."), ("squeezenet", "features."), ("swin", "features.")])
+@pytest.mark.parametrize("front", ["", "module."])
+def test_one_renamed_part_is_not_loaded_alone_where_the_file_has_the_rest(name: str, part: str, front: str) -> None:
+    model = built(name)
+    content = {front + old.replace(part, "trunk9."): tensor for old, tensor in numbered(model).items()}
+    with pytest.raises(WeightsError, match="are in it under their own names"):
+        load_weights(model, content)
+    assert load_weights(model, content, target=part.rstrip(".")).coverage == 1
+
+
 @pytest.mark.parametrize("name", BUILD)
 @FILES
 @given(data=st.data())
