@@ -35,6 +35,28 @@ def loaders_as_torch_has_them() -> Iterator[None]:
                 delattr(cls, f"__old{name}")
 
 
+@pytest.fixture(autouse=True)
+def processes_as_they_were() -> Iterator[None]:
+    """Undo what Lightning leaves behind when a test fits with DDP or FSDP in this very process.
+
+    The process group lives until the interpreter ends, and its port stays in the environment: processes that a later
+    test starts would inherit the port and find it taken.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture(scope="session")
 def real() -> Path:
     """The folder of real photos, weights and checkpoints by strangers; the test is skipped where it is absent."""
