@@ -2,7 +2,7 @@
 
 import csv
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,6 @@ def _rows(log: Path, step: int) -> list[dict[str, str]]:
     with log.open(newline="") as stream:
         rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(stream)]
     return [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < step]
-
-
-def as_loggers(given: Any) -> list[Logger]:
-    """Give the loggers that were asked for, as a list; those that Lightning chooses by itself are not among them."""
-    each = given if isinstance(given, Iterable) else [given]
-    return [logger for logger in each if isinstance(logger, Logger)]
 
 
 def _versions(loggers: Sequence[Logger]) -> list[Path]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_transfer.callbacks import FinetuningSchedule
 from lit_transfer.cli._dry_run import DryRun, DryTrainer
 from lit_transfer.cli._noise import only_warnings
+from lit_transfer.cli._parsing import each_of
 from lit_transfer.cli.training import TransferCLI, run_cli
 from lit_transfer.modules import TransferModule
 from lit_transfer.schedule import phase_table, plot_timeline, stretches
@@ -64,7 +65,7 @@ class ScheduleCLI(TransferCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a trainer that trains nothing, with the schedule as its only callback."""
         given = self._get(self.config_init, "trainer")
-        callbacks = given.get("callbacks") or []
+        callbacks = each_of(given.get("callbacks"), Callback)
         if any(isinstance(c, GradientAccumulationScheduler) for c in callbacks):
             raise ValueError(
                 "GradientAccumulationScheduler changes the number of steps from epoch to epoch, which is not followed "

@@ -13,8 +13,9 @@ import yaml
 from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 
 # Imported, so that the command line knows their short names (--model ImageClassifier).
 from lit_transfer import callbacks as callbacks
@@ -24,8 +25,9 @@ from lit_transfer.callbacks import TolerantRestore
 from lit_transfer.cli._errors import in_words
 from lit_transfer.cli._gpus import trainer_devices
 from lit_transfer.cli._noise import quiet_lightning
+from lit_transfer.cli._parsing import each_of
 from lit_transfer.cli._report import print_report
-from lit_transfer.cli._resume import as_loggers, find_checkpoint, keep_log
+from lit_transfer.cli._resume import find_checkpoint, keep_log
 from lit_transfer.modules import read_saved
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -93,7 +95,7 @@ class TransferCLI(LightningCLI):
         """Keep the best checkpoint by the model's own metric, and take any file as one, unless asked otherwise."""
         given = self._get(self.config_init, "trainer")
         wanted = given.get("enable_checkpointing") is not False and not given.get("fast_dev_run")
-        callbacks = list(given.get("callbacks") or [])
+        callbacks = each_of(given.get("callbacks"), Callback)
         if not any(isinstance(c, TolerantRestore) for c in callbacks):
             callbacks.append(TolerantRestore())
         if self.subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
@@ -105,7 +107,8 @@ class TransferCLI(LightningCLI):
         kwargs |= trainer_devices(self._get(self.config_init, "gpus"), given)
         if not self._resume:
             return super().instantiate_trainer(**kwargs)
-        found = find_checkpoint(as_loggers(given.get("logger")), callbacks, given.get("default_root_dir"))
+        loggers = each_of(given.get("logger"), Logger)  # type: ignore[type-abstract]  # only asked for its instances
+        found = find_checkpoint(loggers, callbacks, given.get("default_root_dir"))
         self.config_init[self.subcommand]["ckpt_path"] = found
         self.save_config_kwargs["overwrite"] = True  # the config of the run that goes on
         trainer = super().instantiate_trainer(**kwargs)

@@ -14,11 +14,12 @@ from lit_transfer.features._checked_copy import Fast, apart, bound_of, check_com
 from lit_transfer.features._dataset import CachedSamples, find_image, split_sample
 from lit_transfer.features._filling import Filling, prepare
 from lit_transfer.features._fingerprint import UnknownContentError, fingerprint
+from lit_transfer.features._pieces import pieces
 from lit_transfer.features._randomness import FirstDraw, is_random, probe
 from lit_transfer.features._serving import Serving
 from lit_transfer.features._standin import StandIn
 from lit_transfer.features._store import Entry, Layout, cache_folder, list_entries, open_entry
-from lit_transfer.features._working_copy import WorkingCopy, pieces
+from lit_transfer.features._working_copy import WorkingCopy
 
 __all__ = [
     "Boundary",

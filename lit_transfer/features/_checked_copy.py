@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_transfer.features._boundary import Boundary, Outline
-from lit_transfer.features._working_copy import WorkingCopy, pieces
+from lit_transfer.features._pieces import pieces
+from lit_transfer.features._working_copy import WorkingCopy
 
 __all__ = ["Fast", "apart", "bound_of", "check_compiler", "checked_copy"]
 

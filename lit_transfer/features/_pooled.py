@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from lit_transfer.features._boundary import Boundary, check_still
 from lit_transfer.features._checked_copy import apart, bound_of
-from lit_transfer.features._working_copy import WorkingCopy, pieces
+from lit_transfer.features._pieces import pieces
+from lit_transfer.features._working_copy import WorkingCopy
 from lit_transfer.stages import stages_of
 
 __all__ = ["PooledStages", "pooled"]
@@ -100,14 +101,18 @@ class PooledStages:
     ) -> tuple[Callable[[Tensor], Any], nn.Module]:
         """Return a working copy, as what is called and what has the units; the backbone where they do not agree."""
         try:
-            copied = WorkingCopy(backbone, whole)
-            self._run, self._hooked = copied, copied._backbone
+            copied = WorkingCopy(backbone, whole).module
+            self._run, self._hooked = partial(_channels_last, copied), copied
             vectors = self._vectors(images)
         except Exception:  # of any kind: a module that cannot be copied or folded is run as it is
             return backbone, backbone
         pairs = [(vectors[name], expected[name]) for name in self.widths]
         same = all(a is not None and b is not None and apart(a, b) <= bound_of(True) for a, b in pairs)
-        return (copied, copied._backbone) if same else (backbone, backbone)
+        return (self._run, copied) if same else (backbone, backbone)
+
+
+def _channels_last(module: nn.Module, images: Tensor) -> Any:
+    return module(images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images)
 
 
 def _joined(vectors: list[Tensor | None]) -> Tensor | None:

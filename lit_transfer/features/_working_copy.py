@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -12,23 +12,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lit_transfer.features._boundary import Boundary, Outline, run_until
+from lit_transfer.features._pieces import in_pieces, pieces
 from lit_transfer.features._serving import Serving, unserved
 
-__all__ = ["WorkingCopy", "pieces"]
+__all__ = ["WorkingCopy"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_AT_ONCE = 8 * 3 * 224 * 224  # values: larger activations leave a processor's cache before the next layer takes them
-
-
-def pieces(images: Tensor) -> Sequence[Tensor]:
-    """Cut a batch into what a processor is fastest with: about 8 images of 3 x 224 x 224, at least 4; not elsewhere.
-
-    On two cores, 0.6 to 0.9 of the time of a batch of 32 with nothing beside it, as long with busy workers beside it,
-    and a fourth of the memory.
-    """
-    if images.device.type != "cpu":
-        return [images]
-    return torch.split(images, max(4, _AT_ONCE // max(1, images[:1].numel())))
 
 
 class WorkingCopy:
@@ -42,6 +31,7 @@ class WorkingCopy:
     Attributes:
         folded: How many normalisation layers were folded into the convolution before them.
         unfolded: Why none could be; None if it was tried.
+        module: The copied backbone itself.
     """
 
     def __init__(self, backbone: nn.Module, boundary: Boundary, *, dtype: torch.dtype | None = None) -> None:
@@ -57,24 +47,24 @@ class WorkingCopy:
             id(getattr(module, name)): OrderedDict() for module in backbone.modules() for name in _HOOKS
         }
         memo |= _shared(backbone, dtype)
-        self._backbone = unserved(copy.deepcopy(backbone, memo)).requires_grad_(False)
-        self._name, self._dtype = boundary.unit, dtype
-        self._unit = self._backbone.get_submodule(boundary.unit)
+        self.module = unserved(copy.deepcopy(backbone, memo)).requires_grad_(False)
+        self._unit, self._dtype = self.module.get_submodule(boundary.unit), dtype
+        self._front: fx.GraphModule | None = None  # what leads to the boundary and nothing else
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._shape: tuple[int, ...] | None = None  # for which it was compiled
-        for module in self._backbone.modules():
+        for module in self.module.modules():
             module.training = False
         self.folded, self.unfolded = self._fold(boundary)
-        for parameter in self._backbone.parameters():
+        for parameter in self.module.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        if dtype is not None:
-            self._backbone.to(dtype)
+        for copied in (self.module, self._front):
+            if dtype is not None and copied is not None:
+                copied.to(dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Give the features of images as the backbone takes them."""
-        features = [self._run(piece) for piece in pieces(images)]
-        return features[0] if len(features) == 1 else torch.cat(features)
+        return in_pieces(self._run, images, together=self._front is not None and self._compiled is None)
 
     def _run(self, images: Tensor) -> Tensor:
         given = images.to(self._dtype) if images.is_floating_point() else images
@@ -83,8 +73,10 @@ class WorkingCopy:
         feature: Tensor
         if self._compiled is not None and given.shape == self._shape:
             feature = self._run_compiled(given)
+        elif self._front is not None:
+            feature = self._front(given)
         else:
-            feature = run_until(lambda: self._backbone(given), self._backbone, self._unit)[1]
+            feature = run_until(lambda: self.module(given), self.module, self._unit)[1]
         return feature if self._dtype is None else feature.to(images.dtype)
 
     def compile(self, images: Tensor) -> None:
@@ -98,13 +90,10 @@ class WorkingCopy:
         Raises:
             ValueError: The module cannot be traced.
         """
-        if self.unfolded is not None:
-            raise ValueError(self.unfolded)
-        graph = _until(_Tracer(self._name).trace(self._backbone), self._name)
+        if self._front is None:
+            raise ValueError(self.unfolded or "nothing that leads to the boundary could be cut out")
         # A module of its own, whose code no other one shares: torch keeps what is compiled by code.
-        module = fx.GraphModule(self._backbone, graph, "Front")
-        module.graph.eliminate_dead_code()
-        module.recompile()
+        module = fx.GraphModule(self._front, self._front.graph, "Front")
         piece = pieces(images)[0]
         self._compiled, self._shape = torch.compile(module, dynamic=False), tuple(piece.shape)
         try:
@@ -123,23 +112,26 @@ class WorkingCopy:
 
     def serve(self, boundary: Boundary, outline: Outline) -> None:
         """Take features at an earlier boundary from now on, as they are carried."""
-        Serving(self._backbone, boundary, outline)
-        self._compiled = None
+        Serving(self.module, boundary, outline)
+        self._front = self._compiled = None
 
     def _fold(self, boundary: Boundary) -> tuple[int, str | None]:
+        tracer = _Tracer(boundary.unit)
         try:
-            graph = fx.Tracer().trace(self._backbone)
+            graph = tracer.trace(self.module)
         except Exception as error:  # fx raises many kinds where code cannot be traced
             return 0, f"{type(error).__name__}: {error}".splitlines()[0]
         units = tuple(f"{name}." if name else "" for name in (*boundary.before, boundary.unit))
-        pairs = [pair for pair in _pairs(graph, dict(self._backbone.named_modules())) if pair[1].startswith(units)]
+        pairs = [pair for pair in _pairs(graph, dict(self.module.named_modules())) if pair[1].startswith(units)]
         for conv, norm in pairs:
             fused = fuse_conv_bn_eval(
-                cast("nn.Conv2d", self._backbone.get_submodule(conv)),
-                cast("nn.BatchNorm2d", self._backbone.get_submodule(norm)),
+                cast("nn.Conv2d", self.module.get_submodule(conv)),
+                cast("nn.BatchNorm2d", self.module.get_submodule(norm)),
             )
-            _replace(self._backbone, conv, fused)
-            _replace(self._backbone, norm, nn.Identity())
+            _replace(self.module, conv, fused)
+            _replace(self.module, norm, nn.Identity())
+        front = tracer.front(graph)
+        self._front = None if front is None else fx.GraphModule(self.module, front)
         return len(pairs), None
 
 
@@ -175,27 +167,32 @@ def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[str
 
 
 class _Tracer(fx.Tracer):
-    """Leaves one module whole, and those that torch leaves whole."""
+    """Notes what comes out of one module when it is called first."""
 
-    def __init__(self, whole: str) -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__()
-        self._whole = whole
+        self._unit, self._reached = unit, list[Any]()
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name == self._whole or super().is_leaf_module(m, module_qualified_name)
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if self._unit and self.path_of_module(m) == self._unit:
+            self._reached.append(output)
+        return output
 
-
-def _until(graph: fx.Graph, unit: str) -> fx.Graph:
-    """Cut a graph behind the first call of a unit; "" for the whole of it."""
-    if not unit:
-        return graph
-    cut, known = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in graph.nodes:
-        known[node] = cut.node_copy(node, known.__getitem__)
-        if node.op == "call_module" and node.target == unit:
-            cut.output(known[node])
-            return cut
-    raise ValueError(f"{unit} is not called where the module is traced.")
+    def front(self, graph: fx.Graph) -> fx.Graph | None:
+        """Cut what was traced behind that module; None where no one tensor comes out there."""
+        if not self._unit:
+            return graph
+        crosses = self._reached[0] if self._reached else None
+        if not isinstance(crosses, fx.Proxy):
+            return None
+        cut, known = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in graph.nodes:
+            known[node] = cut.node_copy(node, known.__getitem__)
+            if node is crosses.node:
+                break
+        cut.output(known[crosses.node])
+        return cut
 
 
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:

@@ -129,14 +129,17 @@ def test_a_chosen_class_has_its_own_defaults(run, tmp_path: Path) -> None:
         assert init_args["num_workers"] == 0
 
 
-def test_a_callback_by_class_path(run, photos: Path) -> None:
-    code, _, err = run(
-        "fit",
-        f"--data.root={photos}",
-        *SMALL,
-        "--trainer.callbacks+=lit_transfer.callbacks.FinetuningSchedule",
-        "--trainer.callbacks.phases=linear_probe",
-    )
+@pytest.mark.parametrize(
+    "callback",
+    [
+        ["--trainer.callbacks+=lit_transfer.callbacks.FinetuningSchedule", "--trainer.callbacks.phases=linear_probe"],
+        ["--config", "alone.yaml"],  # one that is no list, as Lightning's Trainer takes it
+    ],
+)
+def test_a_callback_by_class_path(run, photos: Path, callback: list[str]) -> None:
+    alone = {"class_path": "lit_transfer.callbacks.FinetuningSchedule", "init_args": {"phases": "linear_probe"}}
+    Path("alone.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": alone}}))
+    code, _, err = run("fit", f"--data.root={photos}", *SMALL, *callback)
     assert code == 0, err
     module = TransferModule.load_from_checkpoint("runs/version_0/checkpoints/last.ckpt")
     torch.manual_seed(0)

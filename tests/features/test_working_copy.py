@@ -130,7 +130,7 @@ def test_of_frozen_linear_layers_no_second_copy_is_held(dtype: torch.dtype | Non
     net.requires_grad_(False)
     state = {name: (value, value.clone(), value._version) for name, value in net.state_dict(keep_vars=True).items()}
     copied = WorkingCopy(net, WHOLE, dtype=dtype)
-    own = {parameter.data_ptr() for parameter in copied._backbone.parameters()}
+    own = {parameter.data_ptr() for parameter in copied.module.parameters()}
     assert (net[3].weight.data_ptr() in own) == (dtype is None)
     assert net[0].weight.data_ptr() not in own
     assert apart(copied(torch.ones(2, 3, 4, 4)), net(torch.ones(2, 3, 4, 4))) <= (1e-4 if dtype is None else 4e-2)
@@ -219,34 +219,38 @@ def test_what_was_done_and_what_was_left_out_is_told(net: Any, options: Any, exp
     assert (copied is None) == isinstance(net, Hooked)
 
 
-@pytest.mark.parametrize(
-    ("shape", "sizes"),
-    [
-        ((20, 3, 224, 224), [8, 8, 4]),  # of what a network is mostly given
-        ((5, 3, 1024, 1024), [4, 1]),  # never less than 4
-        ((64, 3, 32, 32), [64]),  # small ones cost more to start than to compute
-    ],
-)
-def test_a_processor_is_given_pieces_of_a_batch(shape: tuple[int, ...], sizes: list[int]) -> None:
-    backbone, seen = freeze_all(nn.Sequential(Sizes(), nn.Conv2d(3, 2, 3, stride=8))), []
-    copied = WorkingCopy(backbone, WHOLE)
-    copied._backbone[0].seen = seen
-    images = torch.rand(shape)
-    features = copied(images)
-    assert seen == sizes
-    assert features.is_contiguous(memory_format=torch.channels_last)
-    assert apart(features, backbone(images)) <= bound_of(True)
+class Stateful(nn.Module):
+    """A unit of the user's own that keeps something; what is traced runs without its code."""
 
-
-class Sizes(nn.Module):
-    """Notes how many images it is given."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.calls = nn.Conv2d(3, 2, 3, stride=8), 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "seen"):
-            self.seen.append(len(x))
-        return x
+        self.calls += 1
+        return self.conv(x)
 
 
-def freeze_all(module: nn.Module) -> nn.Module:
-    freeze(module, "all")
-    return module.eval()
+@pytest.mark.parametrize("unit", ["", "0", "1"])
+@torch.no_grad()
+def test_threads_that_each_take_a_piece_give_the_same(unit: str, threads: Any) -> None:
+    """Two threads, 20 images of 3 x 224 x 224: three pieces."""
+    net = shaken(nn.Sequential(Stateful(), nn.BatchNorm2d(2), nn.ReLU())).requires_grad_(False)
+    copied = WorkingCopy(net, Boundary(unit, (), ("stem",)))
+    images = torch.randn(20, 3, 224, 224)
+    traced = copied.module[0].calls
+    with threads(2):
+        features = copied(images)
+        assert torch.get_num_threads() == 2
+    assert copied.module[0].calls == traced
+    expected = net[: int(unit) + 1](images) if unit else net(images)
+    assert apart(features, expected) <= bound_of(True)
+
+
+@torch.no_grad()
+def test_what_cannot_be_traced_is_run_by_one_thread_at_a_time(threads: Any) -> None:
+    net = shaken(nn.Sequential(Branches(), Stateful()))
+    copied = WorkingCopy(net, WHOLE)
+    with threads(2):
+        assert apart(copied(torch.ones(20, 3, 226, 226)), net(torch.ones(20, 3, 226, 226))) <= bound_of(True)
+    assert copied.module[1].calls == 3
