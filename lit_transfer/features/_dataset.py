@@ -57,21 +57,35 @@ class CachedSamples(Dataset[Any]):
         Of several views, one is drawn from torch's generator; with an epoch they take turns, in another order for
         each sample.
         """
+        return self.row(self._row_of(key))
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Any]:
+        """Give the samples of a batch, as a DataLoader asks for them: all features in one read."""
+        return self._samples([self._row_of(key) for key in keys])
+
+    def row(self, row: int) -> Any:
+        """Give the sample of one row of the entry."""
+        return self._samples([row])[0]
+
+    def _row_of(self, key: int | tuple[int, int]) -> int:
         index, epoch = key if isinstance(key, tuple) else (key, None)
         index = range(self._length)[index]
         view = 0
         if self._views > 1:
             view = int(torch.randint(self._views, ())) if epoch is None else (index * 7919 + epoch) % self._views
-        return self.row(view * self._length + index)
+        return view * self._length + index
 
-    def row(self, row: int) -> Any:
-        """Give the sample of one row of the entry."""
-        leaves = [_decoded(leaf) for leaf in self.entry.rest(row)]
-        leaves.insert(self._image, self.entry.feature(row).to(self._dtype).view(self._shape))
-        return tree_unflatten(leaves, self._structure)
+    def _samples(self, rows: Sequence[int]) -> list[Any]:
+        features = self.entry.features(rows).to(self._dtype).view(len(rows), *self._shape)
+        found = []
+        for row, feature in zip(rows, features.unbind(), strict=True):
+            leaves = [_decoded(leaf) for leaf in self.entry.rest(row)]
+            leaves.insert(self._image, feature)
+            found.append(tree_unflatten(leaves, self._structure))
+        return found
 
     def __getattr__(self, name: str) -> Any:
-        # What the DataLoader looks for (__getitems__) must not be found, nor anything before __init__ or in a copy.
+        # Nothing of the dataset's own that others look for by such a name, nor anything before __init__ or in a copy.
         if name.startswith("_") or "dataset" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.dataset, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,22 +80,32 @@ class Entry:
         mapped = {"_features", "_offsets", "_rest"}
         return {name: value for name, value in self.__dict__.items() if name not in mapped}
 
+    # Plain arrays over the mapped files: numpy's own class for these takes longer to index than to read.
     @cached_property
-    def _features(self) -> np.memmap[Any, Any]:
+    def _features(self) -> np.ndarray[Any, Any]:
         shape = (self.layout.rows, self.layout.row_bytes)
-        return np.memmap(self.path / "features.bin", np.uint8, "r", shape=shape)
+        return np.asarray(np.memmap(self.path / "features.bin", np.uint8, "r", shape=shape))
 
     @cached_property
-    def _offsets(self) -> np.memmap[Any, Any]:
-        return np.memmap(self.path / "rest.idx", np.int64, "r")
+    def _offsets(self) -> np.ndarray[Any, Any]:
+        return np.asarray(np.memmap(self.path / "rest.idx", np.int64, "r"))
 
     @cached_property
-    def _rest(self) -> np.memmap[Any, Any]:
-        return np.memmap(self.path / "rest.jsonl", np.uint8, "r")
+    def _rest(self) -> np.ndarray[Any, Any]:
+        return np.asarray(np.memmap(self.path / "rest.jsonl", np.uint8, "r"))
 
     def feature(self, row: int) -> Tensor:
         """Read one feature."""
-        return torch.from_numpy(np.array(self._features[row])).view(self.layout.torch_dtype).view(self.layout.shape)
+        return self.features([row])[0]
+
+    def features(self, rows: Sequence[int]) -> Tensor:
+        """Read several features, (len(rows), ...)."""
+        # Indexed by a list, an array is copied: nobody writes into the file.
+        return (
+            torch.from_numpy(self._features[list(rows)])
+            .view(self.layout.torch_dtype)
+            .view(len(rows), *self.layout.shape)
+        )
 
     def rest(self, row: int) -> list[Any]:
         """Read what else was in the sample, as JSON holds it."""

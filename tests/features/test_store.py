@@ -217,7 +217,7 @@ def test_samples_keep_their_kind_length_keys_and_attributes_in_worker_processes(
     assert torch.equal(data[-1].image, torch.tensor([5.0, -5.0]))
     assert data[2, 7].label == 0
     assert data.classes == ["a", "b"]
-    assert not hasattr(data, "__getitems__")
+    assert [(int(image[0]), label) for image, label in data.__getitems__([1, (2, 7), -1])] == [(1, 1), (2, 0), (5, 1)]
     with pytest.raises(IndexError):
         data[6]
     assert "_features" not in pickle.loads(pickle.dumps(data)).entry.__dict__
