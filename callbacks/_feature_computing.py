@@ -88,6 +88,7 @@ class Computing:
         asked = self.options.fast is not True  # for compiling or bfloat16, on whatever device
         if not (asked or images.device.type == "cpu") or self.seen.outline.dtype != torch.float32:
             return None
+        key = self.options.fast, self.batch_size
         copied, why = checked_copy(
             self.front.backbone,
             self.front.boundary,
@@ -96,12 +97,15 @@ class Computing:
             fast=self.options.fast,
             batch_size=self.batch_size,
             served=(self.kept.front.boundary, self.kept.seen.outline) if self.kept else None,
+            known=None if self.kept else self.front.copies.get(key),
         )
         why = " ".join(why.split())
         if copied is None:
             rank_zero_info(f"FeatureCaching: computed without a working copy of {self.front.where}: {why}.")
             return None
         rank_zero_info(f"FeatureCaching: computed on a copy, {why}.")
+        if not self.kept:
+            self.front.copies[key] = copied
         run = copied
 
         def compute(batch: Any) -> tuple[Tensor, Tensor]:

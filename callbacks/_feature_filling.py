@@ -1,5 +1,6 @@
 """The dataset of cached features for a loader: found where an earlier run has made them, computed otherwise."""
 
+import itertools
 import shutil
 import time
 import uuid
@@ -73,6 +74,11 @@ def cached_samples(
         job = _Job(trainer, front, options, steps, chosen, seen, loader.dataset, name)
         entry = job.found() or (job.filled() if fill else None)
     return None if entry is None else (job.samples(entry), seen.outline)
+
+
+def _begun(items: Iterator[T]) -> Iterator[T]:
+    """Take the first item now, so that a loader's workers read on while something else is made ready."""
+    return itertools.chain([next(items)], items)
 
 
 def _together(trainer: Trainer, action: Callable[[], T]) -> T:
@@ -216,7 +222,7 @@ class _Job:
         first = FirstDraw()
         if kept is None:
             twice = self._twice({part for _, part in places})
-            batches = self._from_images(places, twice, mine[0])
+            batches = _begun(self._from_images(places, twice, mine[0]))
         else:  # whose samples were drawn twice when they were stored
             twice = {}
             rows = ([view * length + index for index in self.parts[part]] for view, part in places)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_transfer._selection import select
 from lit_transfer.callbacks._progress import lengths, progress_of
 from lit_transfer.callbacks.finetuning_schedule import FinetuningSchedule
-from lit_transfer.features import Boundary, earlier, find_boundary, frozen_state
+from lit_transfer.features import Boundary, Fast, WorkingCopy, earlier, find_boundary, frozen_state
 from lit_transfer.schedule import phase_at
 
 __all__ = ["Front", "earlier_fronts", "find_front", "follow_schedules"]
@@ -26,6 +26,7 @@ class Front:
         boundary: Where the front ends.
         state: Parameters and buffers of the front.
         versions: How often torch had changed each of them in place when the front was found.
+        copies: Copies of it that compute faster, by how they do and the batch size, while loaders are being filled.
     """
 
     module: LightningModule
@@ -33,6 +34,7 @@ class Front:
     boundary: Boundary
     state: dict[str, Tensor]
     versions: tuple[int, ...]
+    copies: dict[tuple[Fast, int], WorkingCopy] = field(default_factory=dict, compare=False)
 
     @property
     def backbone(self) -> nn.Module:

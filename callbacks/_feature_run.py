@@ -90,6 +90,8 @@ class CachedRun:
         """
         if self._frozen is None:
             return
+        if self.front is not None:
+            self.front.copies.clear()  # the loaders that were asked for together are filled
         follow_schedules(self._trainer, self._module)
         serves = self._serving is not None and self.front is not None
         reason = self.front.change(self._trainer) if serves and self.front is not None else None

@@ -41,6 +41,7 @@ def checked_copy(
     fast: Fast = True,
     batch_size: int | None = None,
     served: tuple[Boundary, Outline] | None = None,
+    known: WorkingCopy | None = None,
 ) -> tuple[WorkingCopy | None, str]:
     """Copy a frozen front for inference, and compare what the copy gives for real images.
 
@@ -52,11 +53,14 @@ def checked_copy(
         fast: How the copy computes.
         batch_size: Images in the batches for which it is compiled; None for as many as there are images.
         served: An earlier boundary, from which the copy is to go on, and what crosses there. It is not compiled then.
+        known: A copy that was made so before, to be compared only.
 
     Returns:
         The copy, or None where it is not the same; and what was done, or why not.
     """
     try:
+        if known is not None:
+            return _held(known, images, features, fast, "the same one")
         copied = WorkingCopy(backbone, boundary, dtype=torch.bfloat16 if fast == "bfloat16" else None)
         if served is not None:
             copied.serve(*served)
@@ -68,12 +72,19 @@ def checked_copy(
         if fast == "compile":
             images = images.repeat(-(-(batch_size or 0) // len(images)) or 1, *[1] * (images.ndim - 1))[:batch_size]
             how.append(_compiled(copied, images, whole=served is None))
-        differs = apart(copied(images)[: len(features)], features[: len(images)])
+        return _held(copied, images, features, fast, ", ".join(how))
     except Exception as error:  # of any kind: a module that cannot be copied is run as it is
         return None, f"{type(error).__name__}: {error}"
+
+
+def _held(
+    copied: WorkingCopy, images: Tensor, features: Tensor, fast: Fast, told: str
+) -> tuple[WorkingCopy | None, str]:
+    """Hold a copy to its bound."""
+    differs = apart(copied(images)[: len(features)], features[: len(images)])
     if not differs <= bound_of(fast):
         return None, f"a copy differs by {differs:.1e} of the largest value, more than {bound_of(fast)}"
-    return copied, ", ".join(how)
+    return copied, told
 
 
 def _compiled(copied: WorkingCopy, images: Tensor, *, whole: bool) -> str:
