@@ -54,7 +54,7 @@ def write(folder: Path, side: int, times: int) -> Path:
         write_sparse(folder / shard, shapes)
     first = {f"vision_tower.layers.{i}.weight": rows(i, side)[:, None].repeat(1, side) for i in range(LAYERS)}
     save_file(first, folder / "model-00001.safetensors")
-    where = {name: "model-00001.safetensors" for name in first}
+    where = dict.fromkeys(first, "model-00001.safetensors")
     where |= {name: shard for shard, names in shards.items() for name in names}
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))

@@ -2,12 +2,13 @@
 
 python tests/weights/guided_fuzzing.py --kinds zip legacy "legacy tar" safetensors --seconds 900
 
-Each kind of file, as the mutation fuzz has it, is damaged further wherever that reaches new code of `lit_transfer.weights`,
-in a process of its own, for so many seconds, one after the other. Each file is held to what the mutation fuzz holds
-it to. What is found is kept as a file in `--findings`, and the exit status is 1.
+Each kind of file, as the mutation fuzz has it, is damaged further wherever that reaches new code of the loader, in a
+process of its own, for so many seconds, one after the other. Each file is held to what the mutation fuzz holds it to.
+What is found is kept as a file in `--findings`, and the exit status is 1.
 """
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,11 @@ def fuzz(kind: str, seconds: int, findings: Path) -> None:
     def mutate(data: bytes, longest: int, seed: int) -> bytes:
         """Half of the time inside what is packed again with right checksums, which no blind change gets past."""
         random = Random(seed)
-        return damaged(data, random, others)[:longest] if data and random.random() < 0.5 else atheris.Mutate(data, longest)
+        if data and random.random() < 0.5:
+            with contextlib.suppress(Exception):  # what is damaged already may not be unpacked
+                return damaged(data, random, others)[:longest]
+        mutated: bytes = atheris.Mutate(data, longest)
+        return mutated
 
     one(bases[kind][""])  # what is imported late is imported now
     limit_memory()
