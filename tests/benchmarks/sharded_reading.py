@@ -48,7 +48,7 @@ def write(folder: Path, side: int, times: int) -> Path:
     shards: dict[str, dict[str, tuple[int, ...]]] = {}
     for block in range(times - 1):
         shard = f"model-{block // BLOCKS_IN_A_SHARD + 2:05}.safetensors"
-        names = {f"language_model.blocks.{block}.{i}.weight": (side, side) for i in range(LAYERS)}
+        names = {f"language_model.blocks.{block}.mlp{i}.weight": (side, side) for i in range(LAYERS)}
         shards.setdefault(shard, {}).update(names)
     for shard, shapes in shards.items():
         write_sparse(folder / shard, shapes)
