@@ -3,13 +3,15 @@
 Sources: torchvision densenet.py and vision_transformer.py (`_load_state_dict`, `MLPBlock._load_from_state_dict`), the
 released checkpoints of Swin, ConvNeXt, CLIP and DINOv2, and timm's models of the same names; for JAX's ViT
 `_load_weights` in timm's vision_transformer.py; `checkpoint_filter_fn` in timm's eva.py; detectron2's
-modeling/backbone/resnet.py; mmpretrain's models/backbones/vision_transformer.py; for BEiT run_class_finetuning.py of
-microsoft/unilm.
+modeling/backbone/resnet.py; pycls' models/resnet.py, anynet.py and blocks.py; mmpretrain's
+models/backbones/vision_transformer.py; for BEiT run_class_finetuning.py of microsoft/unilm.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 _VIT_TO_TIMM = (
     (r"(?:^|(?<=\.))class_token$", "cls_token"),
@@ -99,12 +101,55 @@ _DETECTRON2_TO_TORCHVISION = (
 )
 
 
+def _pycls_to_torchvision(stem: str, first: int) -> tuple[Rule, ...]:
+    """ResNets of pycls, which counts blocks from 1; its first versions counted the stem as the first stage."""
+    return (
+        (rf"(?:^|(?<=\.)){stem}\.conv\.", "conv1."),
+        (rf"(?:^|(?<=\.)){stem}\.bn\.", "bn1."),
+        (r"(?:^|(?<=\.))s(\d)\.b(\d+)\.", lambda found: f"layer{int(found[1]) - first + 1}.{int(found[2]) - 1}."),
+        (r"(?<=\d\.)f\.([abc])_bn\.", lambda found: f"bn{_PLACE[found[1]]}."),
+        (r"(?<=\d\.)f\.([abc])\.", lambda found: f"conv{_PLACE[found[1]]}."),
+        (r"(?<=\d\.)proj\.", "downsample.0."),
+        (r"(?<=\d\.)bn\.", "downsample.1."),
+        (r"(?:^|(?<=\.))head\.fc\.", "fc."),
+    )
+
+
+_PLACE = {"a": 1, "b": 2, "c": 3}
+_REGNET = (r"(?:^|(?<=\.))s\d\.b\d+\.f\.a\.", r"\g<0>")
+_PYCLS_REGNET_TO_TIMM: tuple[Rule, ...] = (
+    _REGNET,
+    (r"(?<=\d\.)proj\.", "downsample.conv."),
+    (r"(?<=\d\.)bn\.", "downsample.bn."),
+    (r"(?<=\d\.)f\.([abc])_bn\.", lambda found: f"conv{_PLACE[found[1]]}.bn."),
+    (r"(?<=\d\.)f\.([abc])\.", lambda found: f"conv{_PLACE[found[1]]}.conv."),
+    (r"(?<=\d\.)f\.se\.f_ex\.0\.", "se.fc1."),
+    (r"(?<=\d\.)f\.se\.f_ex\.2\.", "se.fc2."),
+)
+_PYCLS_REGNET_TO_TORCHVISION: tuple[Rule, ...] = (
+    _REGNET,
+    (r"(?:^|(?<=\.))stem\.conv\.", "stem.0."),
+    (r"(?:^|(?<=\.))stem\.bn\.", "stem.1."),
+    (r"(?<=\d\.)proj\.", "proj.0."),
+    (r"(?<=\d\.)bn\.", "proj.1."),
+    (r"(?<=\d\.)f\.([abc])\.", r"f.\1.0."),
+    (r"(?<=\d\.)f\.([abc])_bn\.", r"f.\1.1."),
+    (r"(?<=\d\.)f\.se\.f_ex\.0\.", "f.se.fc1."),
+    (r"(?<=\d\.)f\.se\.f_ex\.2\.", "f.se.fc2."),
+    (
+        r"(?:^|(?<=\.))s(\d)\.b(\d+)\.",
+        lambda found: f"trunk_output.block{found[1]}.block{found[1]}-{int(found[2]) - 1}.",
+    ),
+    (r"(?:^|(?<=\.))head\.fc\.", "fc."),
+)
+
+
 @dataclass(frozen=True)
 class Family:
     """Rules (pattern, replacement) that turn one naming into another; the first rule must match some name."""
 
     name: str
-    rules: tuple[tuple[str, str], ...]
+    rules: tuple[Rule, ...]
 
     def rename(self, names: dict[str, str]) -> dict[str, str] | None:
         """The renamed names; None if the first rule matches none, or if two names become one."""
@@ -159,6 +204,10 @@ FAMILIES = (
         ),
     ),
     Family("detectron2 ResNet to torchvision", _DETECTRON2_TO_TORCHVISION),
+    Family("pycls ResNet to torchvision", _pycls_to_torchvision("stem", 1)),
+    Family("pycls ResNet of before 2020 to torchvision", _pycls_to_torchvision("s1", 2)),
+    Family("pycls RegNet to timm", _PYCLS_REGNET_TO_TIMM),
+    Family("pycls RegNet to torchvision", _PYCLS_REGNET_TO_TORCHVISION),
     Family("DINOv2 to timm", (_REGISTERS,)),
     Family(
         "DINOv2 with gated layers to timm",

@@ -1,6 +1,7 @@
 """The same weights in every format that is read, in few bytes: what the fuzz damages.
 
-Files of 2 to 10 KB, and of up to 41 KB where a format keeps source code or a file for each tensor.
+Files of at most 10 KB each: a module is saved without the sources of its classes, as it is where they cannot be found,
+a TorchScript archive with one of its files of code, and a folder with a file for each tensor.
 """
 
 import collections
@@ -8,9 +9,12 @@ import gzip
 import io
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,7 +22,8 @@ from hostile_files import Payload
 from legacy_tar import write_legacy_tar
 from python2 import PICKLE, dumps
 from small_network import network, values
-from torch.distributed.checkpoint import state_dict_saver
+from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter, state_dict_saver
 
 from lit_transfer.weights import save_weights
 
@@ -40,7 +45,7 @@ def base_files(folder: Path) -> dict[str, Files]:
             "zip with code": _saved(hostile),
             "legacy": _saved(state, old=True),
             "legacy with code": _saved(hostile, old=True),
-            "legacy of a module": _saved(network(width=2), old=True),
+            "legacy of a module": _without_sources(network(width=2)),
             "legacy of Python 2": _saved(state, old=True, pickle_module=PICKLE),
             "legacy tar": _written(folder, lambda path: write_legacy_tar(floats, path / "f")),
             "safetensors": _written(folder, lambda path: save_weights(state, path / "f.safetensors")),
@@ -51,9 +56,7 @@ def base_files(folder: Path) -> dict[str, Files]:
             "pickle of arrays": {"": pickle.dumps({"model": arrays, "__author__": "nobody"})},
             "Python 2 pickle": {"": dumps({"blobs": floats_of(arrays)})},
             "TorchScript": _written(folder, _script),
-            "distributed": _written(
-                folder, lambda path: state_dict_saver.save(state, checkpoint_id=path, no_dist=True)
-            ),
+            "distributed": _written(folder, partial(_distributed, state)),
         }
 
 
@@ -77,5 +80,22 @@ def _written(folder: Path, write: Callable[[Path], object]) -> Files:
     return files if len(files) > 1 else {"": next(iter(files.values()))}
 
 
+def _without_sources(model: nn.Module) -> Files:
+    with mock.patch("torch.serialization.get_source_lines_and_file", side_effect=OSError):
+        return _saved(model, old=True)
+
+
+def _distributed(state: dict[str, torch.Tensor], path: Path) -> None:
+    writer = FileSystemWriter(path, single_file_per_rank=False)
+    state_dict_saver.save(state, storage_writer=writer, no_dist=True)
+
+
 def _script(path: Path) -> None:
-    torch.jit.save(torch.jit.script(network(width=2)), path / "f.pt")
+    """Code is what is not read of such a file: one piece of it is kept, without its table for debuggers."""
+    stream = io.BytesIO()
+    torch.jit.save(torch.jit.script(network(width=2)), stream)
+    with zipfile.ZipFile(stream) as whole, zipfile.ZipFile(path / "f.pt", "w") as small:
+        names = [name for name in whole.namelist() if "/code/" not in name]
+        names += [name for name in whole.namelist() if name.endswith("linear.py")]
+        for name in names:
+            small.writestr(name, whole.read(name))

@@ -127,7 +127,8 @@ def case(seed: int, number: int, bases: dict[str, Files]) -> tuple[str, Files]:
     random = Random(f"{seed} {number}")
     kind = list(bases)[number % len(bases)]
     files = dict(bases[kind])
-    chosen = random.choice(list(files))
+    tables = [name for name in files if name.endswith((".metadata", ".json"))]  # few beside many files of numbers
+    chosen = random.choice(tables if tables and random.random() < 0.5 else list(files))
     others = [data for base in bases.values() for data in base.values()]
     files[chosen] = damaged(files[chosen], random, others)
     return kind, files

@@ -70,12 +70,8 @@ def _told(function: Callable[..., Any]) -> str:
     return " ".join((inspect.getdoc(function) or "").split()).rstrip(".")
 
 
-def _row(case: Case) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            report = case.load(Path(folder))[2]
-        except WeightsError as error:
-            return f"| {case.told} | refused: {error} | | | |"
+def row(case: Case, report: LoadReport) -> str:
+    """Give the line of the page that tells how a layout was loaded."""
     layout, _, source = case.told.partition(" (")
     adapted = sorted(set(report.adapted.values()))
     cells = (
@@ -88,10 +84,18 @@ def _row(case: Case) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _loaded(case: Case) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return row(case, case.load(Path(folder))[2])
+        except WeightsError as error:
+            return f"| {case.told} | refused: {error} | | | |"
+
+
 def main() -> None:
     """Print the page."""
     warnings.simplefilter("ignore")
-    rows = [_row(case) for case in cases()]
+    rows = [_loaded(case) for case in cases()]
     print("# Layouts of checkpoints that load by their path alone\n")
     print(f"{len(RESNETS) + len(VITS) + len(OTHERS)} layouts, each written from a real model by a function in")
     print("`tests/weights/zoo_*.py` and loaded with `load_weights(model, path)`; the table is printed by")

@@ -158,6 +158,38 @@ def eva_02() -> Made:
     return source, {"module": state | {"blocks.0.attn.rope.freqs_cos": torch.rand(4, 16)}}, model
 
 
+def pycls_regnet_to_timm() -> Made:
+    """RegNet of pycls into timm's: squeeze and excitation as `f_ex` (pycls/models/anynet.py and blocks.py)."""
+    source, model = (timm.create_model("regnety_002", num_classes=5) for _ in range(2))
+    rules = (
+        *((rf"\.conv{i}\.bn\.", f".f.{letter}_bn.") for i, letter in enumerate("abc", 1)),
+        *((rf"\.conv{i}\.conv\.", f".f.{letter}.") for i, letter in enumerate("abc", 1)),
+        (r"\.se\.fc1\.", ".f.se.f_ex.0."),
+        (r"\.se\.fc2\.", ".f.se.f_ex.2."),
+        (r"\.downsample\.conv\.", ".proj."),
+        (r"\.downsample\.bn\.", ".bn."),
+    )
+    return source, {"epoch": 99, "model_state": renamed(source.state_dict(), rules)}, model
+
+
+def pycls_regnet_to_torchvision() -> Made:
+    """RegNet of pycls into torchvision's (pycls/models/anynet.py and blocks.py)."""
+    source, model = (torchvision.models.regnet_y_400mf(num_classes=5) for _ in range(2))
+    rules = (
+        (r"^stem\.0\.", "stem.conv."),
+        (r"^stem\.1\.", "stem.bn."),
+        (r"\.f\.([abc])\.0\.", r".f.\1."),
+        (r"\.f\.([abc])\.1\.", r".f.\1_bn."),
+        (r"\.se\.fc1\.", ".se.f_ex.0."),
+        (r"\.se\.fc2\.", ".se.f_ex.2."),
+        (r"\.proj\.1\.", ".bn."),
+        (r"\.proj\.0\.", ".proj."),
+        *((rf"^trunk_output\.block(\d)\.block\d-{i}\.", rf"s\1.b{i + 1}.") for i in range(8)),
+        (r"^fc\.", "head.fc."),
+    )
+    return source, {"epoch": 99, "model_state": renamed(source.state_dict(), rules)}, model
+
+
 OTHERS = (
     alexnet_in_parallel,
     vgg_in_parallel,
@@ -171,4 +203,6 @@ OTHERS = (
     beit,
     beit_pretrained,
     eva_02,
+    pycls_regnet_to_timm,
+    pycls_regnet_to_torchvision,
 )

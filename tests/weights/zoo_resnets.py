@@ -254,6 +254,29 @@ def detectron2_names(state: State) -> State:
     return names
 
 
+def pycls(m: nn.Module) -> Any:
+    """pycls: stages s1 to s4 of blocks counted from 1 (pycls/models/resnet.py and core/checkpoint.py)."""
+    return {"epoch": 99, "model_state": pycls_names(body(m), "stem", 1), "optimizer_state": {}, "cfg": "MODEL: ..."}
+
+
+def pycls_of_before_2020(m: nn.Module) -> Any:
+    """pycls' first versions: the stem as stage s1, blocks in s2 to s5 (pycls/models/resnet.py)."""
+    return {"epoch": 99, "model_state": pycls_names(body(m), "s1", 2), "optimizer_state": {}}
+
+
+def pycls_names(state: State, stem: str, first: int) -> State:
+    """Rename as pycls has it."""
+    names = {}
+    for name, tensor in state.items():
+        new = re.sub(r"^conv1\.", f"{stem}.conv.", re.sub(r"^bn1\.", f"{stem}.bn.", name))
+        new = re.sub(r"^layer(\d)\.(\d)\.", lambda found: f"s{int(found[1]) + first - 1}.b{int(found[2]) + 1}.", new)
+        new = new.replace("downsample.0.", "proj.").replace("downsample.1.", "bn.")
+        new = re.sub(r"(?<=\d\.)bn(\d)\.", lambda found: f"f.{'abc'[int(found[1]) - 1]}_bn.", new)
+        new = re.sub(r"(?<=\d\.)conv(\d)\.", lambda found: f"f.{'abc'[int(found[1]) - 1]}.", new)
+        names[re.sub(r"^fc\.", "head.fc.", new)] = tensor
+    return names
+
+
 def timm_wrapper(m: nn.Module) -> Any:
     """transformers' wrapper of timm: `timm_model.` (models/timm_wrapper of huggingface/transformers)."""
     return under("timm_model", m.state_dict())
@@ -296,5 +319,7 @@ RESNETS = (
     torchvision_detector,
     torchvision_segmentation,
     detectron2,
+    pycls,
+    pycls_of_before_2020,
     timm_wrapper,
 )
