@@ -43,12 +43,25 @@ def main(argv: Sequence[str]) -> None:
     except WeightsError as error:
         raise WeightsError(as_flags(str(error))) from error
     prefix, strip, dtype = arguments.prefix, arguments.strip, _DTYPES.get(arguments.dtype)
-    save_weights(state, target, prefix=prefix, strip=strip, dtype=dtype, metadata=_metadata(checkpoint, told))
-    size = target.stat().st_size
+    about = _metadata(checkpoint, told)
+    written = save_weights(
+        state, target, prefix=prefix, strip=strip, dtype=dtype, metadata=about, shards=arguments.shards
+    )
+    files = _files(written)
+    size = sum(file.stat().st_size for file in files)
     if arguments.json:
-        print(json.dumps({"path": str(target), "tensors": len(state), "bytes": size, "from": told}))
+        found = {"path": str(written), "files": len(files), "tensors": len(state), "bytes": size, "from": told}
+        print(json.dumps(found))
     else:
-        show(safe(f"{target}: {as_count(len(state), 'tensor')}, {as_size(size)}, from {told}"))
+        shards = f" in {len(files)} files" if len(files) > 1 else ""
+        show(safe(f"{written}: {as_count(len(state), 'tensor')}, {as_size(size)}{shards}, from {told}"))
+
+
+def _files(written: Path) -> list[Path]:
+    """The files that hold the tensors: one, or those that an index names."""
+    if not written.name.endswith(".index.json"):
+        return [written]
+    return [written.with_name(name) for name in sorted(set(json.loads(written.read_text())["weight_map"].values()))]
 
 
 def _parser() -> CommandParser:
@@ -65,6 +78,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--prefix", metavar="NAME", help="put this in front of all names: module")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), help="cast floating-point tensors")
     parser.add_argument(
+        "--shards", metavar="SIZE", help="largest size of a file, such as 2GB; an index if it is passed"
+    )
+    parser.add_argument(
         "--to",
         metavar="NAME",
         help="write what upstream's own model loads with strict=True, classifier included; NAME is resnet18, "
@@ -79,12 +95,11 @@ def _parser() -> CommandParser:
 def _check_target(source: str, target: Path, force: bool) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent} for {target.name}")
-    if not target.exists():
-        return
-    if Path(source).exists() and target.samefile(source):
-        raise ValueError(f"OUT is IN ({target}): what is not weights would be lost; give another name")
-    if not force:
-        raise FileExistsError(f"{target} is there already: --force replaces it")
+    for there in filter(Path.exists, (target, target.with_name(f"{target.name}.index.json"))):
+        if Path(source).exists() and there.samefile(source):
+            raise ValueError(f"OUT is IN ({there}): what is not weights would be lost; give another name")
+        if not force:
+            raise FileExistsError(f"{there} is there already: --force replaces it")
 
 
 def _as_it_is(checkpoint: Checkpoint, arguments: Namespace) -> tuple[Mapping[str, Any], str]:

@@ -40,6 +40,31 @@ def test_a_training_checkpoint_is_slimmed_to_its_weights(run, suffix: str) -> No
     assert equal(saved(f"slim.{suffix}"), net.state_dict())
 
 
+def test_files_of_a_largest_size_with_an_index(run) -> None:
+    net = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
+    torch.save({"state_dict": net.state_dict()}, "train.pth")
+    code, out, err = run("convert", "train.pth", "slim.safetensors", "--shards", "50kB", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    shards = sorted(Path().glob("slim-*.safetensors"))
+    assert told["path"] == "slim.safetensors.index.json"
+    assert (told["files"], told["tensors"], told["bytes"]) == (2, 4, sum(path.stat().st_size for path in shards))
+    found = {name: tensor for path in shards for name, tensor in load_file(path).items()}
+    assert equal(found, net.state_dict())
+    assert open_checkpoint("slim.safetensors.index.json").read().keys() == found.keys()
+    code, out, err = run("convert", "train.pth", "slim.safetensors", "--shards", "50kB")
+    assert code == 2
+    assert "slim.safetensors.index.json is there already: --force replaces it" in err
+    code, out, err = run("convert", "slim.safetensors.index.json", "slim.safetensors", "--shards", "50kB", "--force")
+    assert code == 2
+    assert "OUT is IN" in err
+    code, out, err = run("convert", "train.pth", "one.safetensors", "--shards", "1GB")
+    assert code == 0
+    assert out.startswith("one.safetensors: 4 tensors, ")
+    code, out, err = run("convert", "train.pth", "two.pth", "--shards", "many")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+
+
 def test_prefixes_in_both_directions_and_doubled(run) -> None:
     net = network()
     for words, wrapped in (
