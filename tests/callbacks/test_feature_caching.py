@@ -1,6 +1,5 @@
 """What is said to be equal is so bit for bit: batches of 8 with `drop_last`, float32, one thread, CPU, `fast=False`."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cached_module import (
     val_loader,
 )
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -198,19 +198,19 @@ class Hooked(Module):
         self.encoder[1][0].register_forward_hook(lambda *given: given[2] * 1.5)
 
 
-def test_features_are_computed_on_a_working_copy_where_that_gives_the_same(
-    fit: Fit, caching: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    logger = logging.getLogger("lightning.pytorch")
-    logger.addHandler(caplog.handler)
-    cached = fit(probe(), caching(fast=True))
-    assert "computed on a copy, 2 normalisation layers folded" in caplog.text
+def test_features_are_computed_on_a_working_copy_where_that_gives_the_same(fit: Fit, caching: Any, told: Any) -> None:
+    callback = caching(fast=True)
+    copies: list[int] = []
+    looking = LambdaCallback(on_train_epoch_end=lambda *_: copies.append(len(callback._run.front.copies)))
+    cached = fit(probe(), callback, looking)
+    computed = [text for text in told() if "computed on a copy" in text]
+    assert [text.partition("copy, ")[2] for text in computed] == ["2 normalisation layers folded.", "the same one."]
+    assert set(copies) == {0}, "weights that only filling needs are held no longer"
     plain = fit(probe())
     assert furthest(plain, cached) <= 1e-5
     assert cached.computed == 2 * LOOKED, "the front itself is run for the checks only"
     hooked = fit(probe(), caching(fast=True), module=Hooked())
-    logger.removeHandler(caplog.handler)
-    assert "computed without a working copy of encoder: a copy differs by" in caplog.text
+    assert "computed without a working copy of encoder: a copy differs by" in " ".join(told())
     assert furthest(fit(probe(), module=Hooked()), hooked) == 0
 
 
