@@ -45,8 +45,10 @@ def require_apart(file: SourceFile, infos: Sequence[zipfile.ZipInfo]) -> None:
 
 def first_byte(file: SourceFile, header: int, name: str, handle: IO[bytes]) -> int:
     """Where a member's data begins: only its local header knows how much padding there is."""
-    handle.seek(header)
-    fixed = handle.read(30)
+    fixed = b""
+    if 0 <= header < file.size:  # zipfile moves the places that a directory tells, also to before the beginning
+        handle.seek(header)
+        fixed = handle.read(30)
     if len(fixed) < 30 or fixed[:4] != b"PK\x03\x04":
         raise WeightsError(f"{file.path}: the header of member {name!r} is damaged")
     name_length, extra_length = struct.unpack("<HH", fixed[26:30])

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lit_transfer.weights import WeightsError, open_checkpoint
+from lit_transfer.weights import WeightsError, load_weights, open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("limits")
 
@@ -60,6 +60,20 @@ def test_members_that_overlap_or_share_a_name_are_refused(tmp_path: Path) -> Non
     (tmp_path / "f").write_bytes(data.replace(b"good/data/1", b"good/data/0"))
     with pytest.raises(WeightsError, match="two members of one name"):
         open_checkpoint(tmp_path / "f")
+
+
+def test_a_member_before_the_beginning_of_the_file(tmp_path: Path) -> None:
+    """zipfile takes what is missing at the front for a shift of all places, so that the first one gets negative."""
+    torch.save(nn.Linear(2, 2, bias=False).state_dict(), tmp_path / "good")
+    with zipfile.ZipFile(tmp_path / "good") as old, zipfile.ZipFile(tmp_path / "f", "w") as new:
+        for name in sorted(old.namelist(), key=lambda name: name != "good/data/0"):
+            new.writestr(name, old.read(name))
+    (tmp_path / "f").write_bytes((tmp_path / "f").read_bytes()[20:])
+    model = nn.Linear(2, 2, bias=False)
+    before = model.weight.detach().clone()
+    with pytest.raises(WeightsError):
+        load_weights(model, tmp_path / "f")
+    assert torch.equal(model.weight, before)
 
 
 @pytest.mark.parametrize("legacy_format", [False, True])
