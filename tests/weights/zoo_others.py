@@ -100,7 +100,7 @@ def clip_visual_tower() -> Made:
 
 
 def open_clip() -> Made:
-    """OpenCLIP in training: the same under `module.` (src/open_clip_train/main.py of mlfoundations/open_clip)."""
+    """OpenCLIP in training: the same under `module.` (src/training/main.py of mlfoundations/open_clip)."""
     source, model = (vit("vit_base_patch32_clip_224", embed_dim=64, num_heads=2) for _ in range(2))
     return source, trained("state_dict", under("module", {**TEXT, **_visual(source)}), name="a run"), model
 
@@ -169,7 +169,8 @@ def _shared_table() -> tuple[nn.Module, State, nn.Module]:
 
 
 def eva_02() -> Made:
-    """EVA-02: gated layers w1 to w3, tables of rotations (EVA-02/asuka/modeling_finetune.py of baaivision/EVA)."""
+    """EVA-02: gated layers w1 to w3, tables of rotations (EVA-02/asuka/modeling_finetune.py and rope.py of
+    baaivision/EVA)."""
     small = {**SMALL, "img_size": 28, "scale_mlp": True, "qkv_fused": False}
     source, model = (timm.create_model("eva02_base_patch14_224", **small) for _ in range(2))
     rules = (

@@ -57,7 +57,7 @@ def simsiam(m: nn.Module) -> Any:
 
 
 def byol(m: nn.Module) -> Any:
-    """BYOL: the network, itself again as the online encoder, target encoder (byol_pytorch.py, lucidrains)."""
+    """BYOL: network, the same as the online encoder, target encoder (byol_pytorch.py of lucidrains/byol-pytorch)."""
     net = under("net", m.state_dict())
     online = under("online_encoder", net | projector("projector"))
     target = under("target_encoder", noise(net) | projector("projector"))
