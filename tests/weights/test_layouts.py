@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torchvision
+from layout_parts import numbered
 from torch import nn
-from zoo_resnets import numbered, resnet
+from zoo_resnets import resnet
 
 from lit_transfer.weights import load_weights, plan_weights
 

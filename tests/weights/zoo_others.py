@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from layout_parts import State, body, under
+from layout_parts import ARGS, TEXT, State, body, noise, optimizer, trained, under
 from torch import nn
 from zoo_vits import renamed, vit
 
@@ -27,16 +27,15 @@ CLIP = (
     (r"fc1", "c_fc"),
     (r"fc2", "c_proj"),
 )
-TEXT = {"transformer.resblocks.0.ln_1.weight": torch.rand(64), "token_embedding.weight": torch.rand(9, 64)}
 
 
 def alexnet_in_parallel() -> Made:
-    """The ImageNet example with AlexNet, whose features alone are in DataParallel (main.py of pytorch/examples)."""
+    """The ImageNet example with AlexNet, its features alone in DataParallel (imagenet/main.py of pytorch/examples)."""
     return _features_in_parallel("alexnet")
 
 
 def vgg_in_parallel() -> Made:
-    """The ImageNet example with VGG, whose features alone are in DataParallel (main.py of pytorch/examples)."""
+    """The ImageNet example with VGG, its features alone in DataParallel (imagenet/main.py of pytorch/examples)."""
     return _features_in_parallel("vgg11_bn")
 
 
@@ -81,25 +80,29 @@ def convnext() -> Made:
 
 
 def swin() -> Made:
-    """Swin of its authors: patches merged at the end of a stage, masks in the file (microsoft/Swin-Transformer)."""
+    """Swin of its authors: patches merged at the end of a stage, masks in the file (models/swin_transformer.py and
+    utils.py of microsoft/Swin-Transformer)."""
     source, model = (timm.create_model("swin_tiny_patch4_window7_224", **SWIN) for _ in range(2))
     rules = ((r"^layers\.1\.downsample", "layers.0.downsample"), (r"head\.fc\.", "head."))
     state = renamed(source.state_dict(), rules)
-    state["layers.0.blocks.1.attn_mask"] = torch.rand(64, 49, 49)
-    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
-    return source, {"model": state}, model
+    for stage, windows in enumerate((64, 16)):
+        state[f"layers.{stage}.blocks.1.attn_mask"] = torch.rand(windows, 49, 49)
+        for block in range(2):
+            name = f"layers.{stage}.blocks.{block}.attn.relative_position_index"
+            state[name] = torch.zeros(49, 49, dtype=torch.int64)
+    return source, trained("model", state, lr_scheduler={"last_epoch": 3}, max_accuracy=81.2), model
 
 
 def clip_visual_tower() -> Made:
     """CLIP: `visual.` beside the text tower (clip/model.py of openai/CLIP)."""
     source, model = (vit("vit_base_patch32_clip_224", embed_dim=64, num_heads=2) for _ in range(2))
-    return source, {**_visual(source), **TEXT, "logit_scale": torch.tensor(1.0)}, model
+    return source, {**_visual(source), **TEXT}, model
 
 
 def open_clip() -> Made:
-    """OpenCLIP in training: the same under `module.` (src/open_clip_train/main.py of mlfoundations/open_clip)."""
+    """OpenCLIP in training: the same under `module.` (src/training/main.py of mlfoundations/open_clip)."""
     source, model = (vit("vit_base_patch32_clip_224", embed_dim=64, num_heads=2) for _ in range(2))
-    return source, {"epoch": 3, "name": "a run", "state_dict": under("module", {**_visual(source), **TEXT})}, model
+    return source, trained("state_dict", under("module", {**TEXT, **_visual(source)}), name="a run"), model
 
 
 def _visual(source: nn.Module) -> State:
@@ -111,27 +114,48 @@ def _visual(source: nn.Module) -> State:
 def i_jepa() -> Made:
     """I-JEPA: encoder, predictor and target encoder, without a class token (src/train.py of facebookresearch/ijepa)."""
     source, model = (vit(class_token=False, global_pool="avg", fc_norm=False) for _ in range(2))
-    predictor = {"predictor_embed.weight": torch.rand(8, 48), "predictor_blocks.0.norm1.weight": torch.rand(8)}
+    encoder = under("module", noise(body(source)))
+    blocks = vit(class_token=False, global_pool="avg", fc_norm=False, embed_dim=24).state_dict().items()
+    predictor = {f"predictor_{n}": t for n, t in blocks if n.startswith(("blocks.", "norm.", "pos_embed"))}
+    predictor |= under("predictor_embed", nn.Linear(48, 24).state_dict()) | {"mask_token": torch.rand(1, 1, 24)}
+    predictor |= under("predictor_proj", nn.Linear(24, 48).state_dict())
     content = {
-        "encoder": under("module", {n: torch.rand_like(t) for n, t in body(source).items()}),
+        "encoder": encoder,
         "predictor": under("module", predictor),
         "target_encoder": under("module", body(source)),
+        "opt": optimizer(encoder),
         "epoch": 300,
     }
     return source, content, model
 
 
 def beit() -> Made:
-    """BEiT fine-tuned: a table of relative positions in each block (beit/modeling_finetune.py of microsoft/unilm)."""
+    """BEiT fine-tuned: a table of relative positions in each block (beit/modeling_finetune.py and utils.py of
+    microsoft/unilm)."""
     source, model = (timm.create_model("beit_base_patch16_224", init_values=0.1, **SMALL) for _ in range(2))
     state = source.state_dict()
-    index = {"blocks.0.attn.relative_position_index": torch.zeros(5, 5, dtype=torch.int64)}
-    return source, {"model": state | index}, model
+    index = {f"blocks.{i}.attn.relative_position_index": torch.zeros(5, 5, dtype=torch.int64) for i in range(2)}
+    return source, trained("model", state | index, args=ARGS, scaler={"scale": 65536.0}), model
 
 
 def beit_pretrained() -> Made:
-    """BEiT pretrained: one table of relative positions for all blocks (run_class_finetuning.py of microsoft/unilm)."""
-    source, model = (timm.create_model("beit_base_patch16_224", init_values=0.1, **SMALL) for _ in range(2))
+    """BEiT pretrained: one table of positions for all blocks (beit/modeling_pretrain.py of microsoft/unilm)."""
+    source, state, model = _shared_table()
+    lm_head = under("lm_head", nn.Linear(48, 9).state_dict())
+    return source, trained("model", state | lm_head, args=ARGS, scaler={"scale": 65536.0}), model
+
+
+def simmim() -> Made:
+    """SimMIM: `encoder.`, as BEiT's, and a decoder that is one convolution (models/simmim.py and vision_transformer.py
+    of microsoft/SimMIM)."""
+    source, state, model = _shared_table()
+    decoder = under("decoder.0", nn.Conv2d(48, 768, 1).state_dict())
+    return source, trained("model", under("encoder", state) | decoder, max_accuracy=0.0), model
+
+
+def _shared_table() -> tuple[nn.Module, State, nn.Module]:
+    options = {**SMALL, "init_values": 0.1, "global_pool": "token"}  # pretrained, they end with `norm`
+    source, model = (timm.create_model("beit_base_patch16_224", **options) for _ in range(2))
     state = body(source)
     tables = [name for name in state if name.endswith("relative_position_bias_table")]
     table = torch.rand_like(state[tables[0]])
@@ -140,11 +164,13 @@ def beit_pretrained() -> Made:
             source.get_parameter(name).copy_(table)
     shared = {n: t for n, t in state.items() if n not in tables}
     shared["rel_pos_bias.relative_position_bias_table"] = table
-    return source, {"model": shared | {"mask_token": torch.rand(1, 1, 48), "lm_head.bias": torch.rand(9)}}, model
+    shared["rel_pos_bias.relative_position_index"] = torch.zeros(5, 5, dtype=torch.int64)
+    return source, shared | {"mask_token": torch.rand(1, 1, 48)}, model
 
 
 def eva_02() -> Made:
-    """EVA-02: gated layers w1 to w3, tables of rotations (asuka/modeling_finetune.py of baaivision/EVA)."""
+    """EVA-02: gated layers w1 to w3, tables of rotations (EVA-02/asuka/modeling_finetune.py and rope.py of
+    baaivision/EVA)."""
     small = {**SMALL, "img_size": 28, "scale_mlp": True, "qkv_fused": False}
     source, model = (timm.create_model("eva02_base_patch14_224", **small) for _ in range(2))
     rules = (
@@ -155,7 +181,9 @@ def eva_02() -> Made:
     )
     rules = (*rules, (r"q_proj\.bias", "q_bias"), (r"v_proj\.bias", "v_bias"))
     state = renamed(source.state_dict(), rules)
-    return source, {"module": state | {"blocks.0.attn.rope.freqs_cos": torch.rand(4, 16)}}, model
+    for name in ("rope", "blocks.0.attn.rope", "blocks.1.attn.rope"):
+        state |= under(name, {"freqs_cos": torch.rand(4, 16), "freqs_sin": torch.rand(4, 16)})
+    return source, {"module": state}, model
 
 
 def pycls_regnet_to_timm() -> Made:
@@ -202,6 +230,7 @@ OTHERS = (
     i_jepa,
     beit,
     beit_pretrained,
+    simmim,
     eva_02,
     pycls_regnet_to_timm,
     pycls_regnet_to_torchvision,

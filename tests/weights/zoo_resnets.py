@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torchvision
-from layout_parts import State, body, noise, projector, under
+from layout_parts import ARGS, State, body, head, noise, numbered, optimizer, trained, under
 from torch import nn
+from zoo_self_supervised import SELF_SUPERVISED
 
 
 class Narrow(torchvision.models.ResNet):
@@ -24,19 +25,14 @@ def resnet(classes: int = 10) -> nn.Module:
     return model
 
 
-def numbered(model: nn.Module, without: int = 1) -> State:
-    """The state of nn.Sequential(*children), the last ones left out."""
-    return nn.Sequential(*list(model.children())[:-without]).state_dict()
-
-
 def torchvision_itself(m: nn.Module) -> Any:
     """torchvision: a state dict (torchvision/models/resnet.py)."""
     return m.state_dict()
 
 
 def imagenet_example(m: nn.Module) -> Any:
-    """The ImageNet example, DataParallel (main.py of pytorch/examples, imagenet)."""
-    return {"epoch": 9, "arch": "resnet18", "state_dict": under("module", m.state_dict()), "best_acc1": 1.0}
+    """The ImageNet example, DataParallel (imagenet/main.py of pytorch/examples)."""
+    return trained("state_dict", under("module", m.state_dict()), arch="resnet18", best_acc1=1.0)
 
 
 def before_0_4_1(m: nn.Module) -> Any:
@@ -44,92 +40,25 @@ def before_0_4_1(m: nn.Module) -> Any:
     return {name: tensor for name, tensor in m.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
-def tutorials_pair(m: nn.Module) -> Any:
-    """A whole model and a state dict side by side, as tutorials on saving do (pytorch.org/tutorials, saving models)."""
+def tutorial(m: nn.Module) -> Any:
+    """The tutorial on saving: `model_state_dict` (beginner_source/saving_loading_models.py of pytorch/tutorials)."""
+    state = m.state_dict()
+    return {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": optimizer(state), "loss": torch.tensor(0.5)}
+
+
+def whole_and_state(m: nn.Module) -> Any:
+    """A whole model and a state dict side by side."""
     return {"model": resnet(10), "model_state_dict": m.state_dict(), "optimizer": {}}
-
-
-def moco_v1(m: nn.Module) -> Any:
-    """MoCo: query encoder, key encoder, queue (moco/builder.py and main_moco.py of facebookresearch/moco)."""
-    queue = {"module.queue": torch.rand(8, 4), "module.queue_ptr": torch.zeros(1, dtype=torch.int64)}
-    key = under("module.encoder_k", noise(m.state_dict()))
-    return {"state_dict": {**under("module.encoder_q", m.state_dict()), **key, **queue}}
-
-
-def moco_v2(m: nn.Module) -> Any:
-    """MoCo v2: a projector for a classifier (--mlp of moco/builder.py of facebookresearch/moco)."""
-    query = under("module.encoder_q", {**body(m), **projector("fc")})
-    return {"state_dict": {**query, **under("module.encoder_k", {**noise(body(m)), **projector("fc")})}}
-
-
-def moco_v3(m: nn.Module) -> Any:
-    """MoCo v3: base and momentum encoder, predictor (moco/builder.py of facebookresearch/moco-v3)."""
-    base = under("module.base_encoder", {**body(m), **projector("fc")})
-    momentum = under("module.momentum_encoder", {**noise(body(m)), **projector("fc")})
-    return {"state_dict": {**base, **momentum, **projector("module.predictor")}}
-
-
-def simclr(m: nn.Module) -> Any:
-    """SimCLR in PyTorch: `backbone.` with a projector for a classifier (models/resnet_simclr.py of sthalles/SimCLR)."""
-    return {"state_dict": under("backbone", {**body(m), **projector("fc")})}
-
-
-def simsiam(m: nn.Module) -> Any:
-    """SimSiam: `module.encoder.` and a predictor (simsiam/builder.py of facebookresearch/simsiam)."""
-    encoder = under("module.encoder", {**body(m), **projector("fc")})
-    return {"epoch": 99, "arch": "resnet50", "state_dict": {**encoder, **projector("module.predictor")}}
-
-
-def byol(m: nn.Module) -> Any:
-    """BYOL: online and target encoder (byol_pytorch.py of lucidrains/byol-pytorch)."""
-    online, target = under("online_encoder.net", m.state_dict()), under("target_encoder.net", noise(m.state_dict()))
-    return {**online, **target, **projector("online_predictor")}
-
-
-def swav(m: nn.Module) -> Any:
-    """SwAV: `module.`, projection head and prototypes (src/resnet50.py of facebookresearch/swav)."""
-    return under("module", {**body(m), **projector("projection_head"), "prototypes.weight": torch.rand(9, 4)})
-
-
-def barlow_twins(m: nn.Module) -> Any:
-    """Barlow Twins: `module.backbone.` and projector (main.py of facebookresearch/barlowtwins)."""
-    model = {**under("module.backbone", body(m)), **projector("module.projector")}
-    return {"epoch": 1, "model": model | {"module.bn.running_mean": torch.rand(4)}, "optimizer": {"state": {}}}
-
-
-def vicreg(m: nn.Module) -> Any:
-    """VICReg: `module.backbone.` and a projector (main_vicreg.py of facebookresearch/vicreg)."""
-    return {"epoch": 1, "model": {**under("module.backbone", body(m)), **projector("module.projector")}}
-
-
-def vissl(m: nn.Module) -> Any:
-    """VISSL: trunk and heads four dictionaries deep (extra_scripts/convert_vissl_to_torchvision.py of VISSL)."""
-    model = {"trunk": under("_feature_blocks", body(m)), "heads": projector("0.clf")}
-    return {"phase_idx": 1, "classy_state_dict": {"base_model": {"model": model}}}
-
-
-def pycontrast(m: nn.Module) -> Any:
-    """PyContrast: `encoder.` under DataParallel, its running mean being taken (learning/contrast_trainer.py)."""
-    state = {**under("module.encoder", body(m)), **projector("module.head")}
-    return {"epoch": 1, "model": noise(state), "model_ema": state}
-
-
-def solo_learn(m: nn.Module) -> Any:
-    """solo-learn: backbone, momentum backbone, online classifier (solo/methods/base.py of vturrisi/solo-learn)."""
-    online = {**under("backbone", body(m)), **under("classifier", nn.Linear(64, 3).state_dict())}
-    momentum = under("momentum_backbone", noise(body(m)))
-    return {"state_dict": {**online, **momentum, **projector("projector")}, "optimizer_states": []}
-
-
-def lightly(m: nn.Module) -> Any:
-    """lightly: the children of the network in an nn.Sequential (tutorials of lightly-ai/lightly)."""
-    return {"state_dict": {**under("backbone", numbered(m)), **projector("projection_head.layers")}}
 
 
 def fastai(m: nn.Module) -> Any:
     """fastai: body and head in an nn.Sequential, without the pooling (create_body of fastai/vision/learner.py)."""
-    head = under("1", nn.Sequential(nn.BatchNorm1d(128), nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict())
-    return {"model": {**under("0", numbered(m, 2)), **head}, "opt": {"hypers": [], "state": []}}
+    pool, flat, drop = nn.Identity(), nn.Flatten(), nn.Dropout()
+    first = nn.BatchNorm1d(128), drop, nn.Linear(128, 8, bias=False), nn.ReLU()
+    last = nn.BatchNorm1d(8), drop, nn.Linear(8, 3, bias=False)
+    model = {**under("0", numbered(m, 2)), **head("1", pool, flat, *first, *last)}
+    moments = [{"grad_avg": torch.rand_like(t)} for t in model.values() if t.is_floating_point()]
+    return {"model": model, "opt": {"hypers": [{"lr": 0.1}], "state": moments}}
 
 
 def lightning(m: nn.Module) -> Any:
@@ -146,7 +75,8 @@ def lightning(m: nn.Module) -> Any:
 
 def timm_ema(m: nn.Module) -> Any:
     """timm's training script: weights beside their running mean, which is taken (timm/utils/checkpoint_saver.py)."""
-    return {"arch": "resnet18", "state_dict": noise(m.state_dict()), "state_dict_ema": m.state_dict()}
+    more = {"arch": "resnet18", "version": 2, "state_dict_ema": m.state_dict(), "metric": 70.0}
+    return trained("state_dict", noise(m.state_dict()), **more)
 
 
 def averaged_model(m: nn.Module) -> Any:
@@ -155,8 +85,10 @@ def averaged_model(m: nn.Module) -> Any:
 
 
 def yolo_v5(m: nn.Module) -> Any:
-    """YOLOv5: whole models, the running mean being taken (train.py of ultralytics/yolov5)."""
-    return {"epoch": -1, "model": resnet(3), "ema": copy.deepcopy(m), "updates": 7, "optimizer": None}
+    """YOLOv5: whole models in half precision, the running mean being taken (train.py of ultralytics/yolov5)."""
+    m.half().float()  # what half precision can hold
+    more = {"best_fitness": 0.5, "ema": copy.deepcopy(m).half(), "updates": 7, "opt": {"epochs": 9}, "date": "2024"}
+    return {"epoch": 3, "model": resnet(3).half(), "optimizer": optimizer(m.state_dict()), **more}
 
 
 def compiled(m: nn.Module) -> Any:
@@ -185,60 +117,81 @@ def data_parallel_twice(m: nn.Module) -> Any:
 
 
 def fsdp(m: nn.Module) -> Any:
-    """FullyShardedDataParallel of some blocks (torch/distributed/fsdp)."""
+    """FullyShardedDataParallel of some blocks, as named_parameters has it (torch/distributed/fsdp/_common_utils.py)."""
     wrap = "_fsdp_wrapped_module."
     return {wrap + re.sub(r"^(layer\d)\.", rf"\1.{wrap}", n): t for n, t in m.state_dict().items()}
 
 
 def checkpointed(m: nn.Module) -> Any:
-    """Activation checkpointing of blocks (torch/distributed/algorithms/_checkpoint/checkpoint_wrapper.py)."""
+    """Activation checkpointing of blocks, as named_parameters has it
+    (torch/distributed/algorithms/_checkpoint/checkpoint_wrapper.py)."""
     wrap = "_checkpoint_wrapped_module"
     return {re.sub(r"^(layer\d)\.(\d)\.", rf"\1.\2.{wrap}.", n): t for n, t in m.state_dict().items()}
 
 
 def deepspeed(m: nn.Module) -> Any:
-    """DeepSpeed without ZeRO, under Lightning: `module` and `_forward_module.` (deepspeed/runtime/engine.py)."""
-    return {"module": under("_forward_module", m.state_dict()), "dp_world_size": 1}
+    """DeepSpeed without ZeRO, under Lightning before 2.1: `module` and `_forward_module.` (deepspeed/runtime/engine.py
+    and lightning/pytorch/utilities/deepspeed.py)."""
+    state = under("_forward_module.model", m.state_dict())
+    more = {"buffer_names": ["bn1.running_mean"], "dp_world_size": 1, "ds_version": "0.9.0", "global_step": 3}
+    return {"module": state, "optimizer": optimizer(state), "lr_scheduler": None, **more}
 
 
 def robustness(m: nn.Module) -> Any:
-    """robustness: the network twice, the same tensors, with normalisers (robustness/attacker.py, MadryLab)."""
+    """robustness: the network twice, the same tensors, with normalisers (robustness/attacker.py and train.py of
+    MadryLab/robustness)."""
     norm = {"new_mean": torch.rand(3, 1, 1), "new_std": torch.rand(3, 1, 1)}
     own = {**under("module.normalizer", norm), **under("module.model", m.state_dict())}
     attacker = {**under("module.attacker.normalize", norm), **under("module.attacker.model", m.state_dict())}
-    return {"model": {**own, **attacker}, "optimizer": {"state": {}}, "epoch": 3}
+    return trained("model", {**own, **attacker}, schedule=None, amp="N/A")
 
 
 def mmpretrain(m: nn.Module) -> Any:
-    """mmpretrain: `backbone.` and `head.fc.` (ImageClassifier of open-mmlab/mmpretrain)."""
-    return {"meta": {}, "state_dict": {**under("backbone", body(m)), "head.fc.weight": torch.rand(3, 64)}}
+    """mmpretrain: `backbone.` and `head.fc.` (mmpretrain/models/heads/linear_head.py of open-mmlab/mmpretrain)."""
+    classifier = under("head.fc", nn.Linear(64, 3).state_dict())
+    return {"meta": {}, "state_dict": {**under("backbone", body(m)), **classifier}}
 
 
 def mmseg(m: nn.Module) -> Any:
-    """mmsegmentation: `backbone.` and two decoding heads (EncoderDecoder of open-mmlab/mmsegmentation)."""
-    heads = {
-        "decode_head.conv_seg.weight": torch.rand(19, 8, 1, 1),
-        "decode_head.convs.0.conv.weight": torch.rand(8, 64, 3, 3),
-        "auxiliary_head.conv_seg.weight": torch.rand(19, 8, 1, 1),
-    }
-    return {"meta": {"CLASSES": ("road", "sky")}, "state_dict": {**under("backbone", body(m)), **heads}}
+    """mmsegmentation: `backbone.` and two decoding heads (encoder_decoder.py of open-mmlab/mmsegmentation)."""
+    state = under("backbone", body(m))
+    for name in ("decode_head", "auxiliary_head"):
+        state |= under(f"{name}.conv_seg", nn.Conv2d(8, 19, 1).state_dict())
+        state |= under(f"{name}.convs.0.conv", nn.Conv2d(64, 8, 3, bias=False).state_dict())
+        state |= under(f"{name}.convs.0.bn", nn.BatchNorm2d(8).state_dict())
+    return {"meta": {"CLASSES": ("road", "sky")}, "state_dict": state, "optimizer": optimizer(state)}
 
 
 def torchvision_detector(m: nn.Module) -> Any:
-    """torchvision's detectors: `backbone.body.` beside pyramid and heads (torchvision/models/detection)."""
-    heads = {"backbone.fpn.inner_blocks.0.0.weight": torch.rand(4, 64, 1, 1), "roi_heads.box.weight": torch.rand(4, 4)}
-    return {"model": {**under("backbone.body", body(m)), **heads}}
+    """torchvision's detectors: `backbone.body.` beside pyramid and heads (torchvision/models/detection/faster_rcnn.py
+    and references/detection/train.py of pytorch/vision)."""
+    parts = {
+        "backbone.fpn.inner_blocks.0.0": nn.Conv2d(64, 4, 1),
+        "backbone.fpn.layer_blocks.0.0": nn.Conv2d(4, 4, 3),
+        "rpn.head.conv.0.0": nn.Conv2d(4, 4, 3),
+        "roi_heads.box_head.fc6": nn.Linear(64, 8),
+        "roi_heads.box_predictor.cls_score": nn.Linear(8, 3),
+    }
+    state = under("backbone.body", body(m))
+    for name, part in parts.items():
+        state |= under(name, part.state_dict())
+    return trained("model", state, args=ARGS, lr_scheduler={"last_epoch": 3})
 
 
 def torchvision_segmentation(m: nn.Module) -> Any:
     """torchvision's segmentation models: `backbone.` beside two classifiers (torchvision/models/segmentation)."""
-    heads = {"classifier.0.weight": torch.rand(4, 64, 3, 3), "aux_classifier.0.weight": torch.rand(4, 32, 3, 3)}
-    return {**under("backbone", body(m)), **heads}
+    state = under("backbone", body(m))
+    for name, width in (("classifier", 64), ("aux_classifier", 32)):
+        layers = nn.Conv2d(width, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Conv2d(4, 3, 1)
+        state |= head(name, *layers)
+    return state
 
 
 def detectron2(m: nn.Module) -> Any:
     """detectron2: stages res2 to res5, norms inside convolutions (detectron2/modeling/backbone/resnet.py)."""
-    return {"model": under("backbone.bottom_up", detectron2_names(body(m))), "__author__": "somebody"}
+    pyramid = under("backbone.fpn_lateral2", nn.Conv2d(64, 4, 1).state_dict())
+    state = under("backbone.bottom_up", detectron2_names(body(m))) | pyramid
+    return {"model": state, "optimizer": optimizer(state), "scheduler": {"last_epoch": 3}, "iteration": 3}
 
 
 def detectron2_names(state: State) -> State:
@@ -286,20 +239,9 @@ RESNETS = (
     torchvision_itself,
     before_0_4_1,
     imagenet_example,
-    tutorials_pair,
-    moco_v1,
-    moco_v2,
-    moco_v3,
-    simclr,
-    simsiam,
-    byol,
-    swav,
-    barlow_twins,
-    vicreg,
-    vissl,
-    pycontrast,
-    solo_learn,
-    lightly,
+    tutorial,
+    whole_and_state,
+    *SELF_SUPERVISED,
     fastai,
     lightning,
     timm_ema,

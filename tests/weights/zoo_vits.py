@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from layout_parts import State, noise, projector, under
+from layout_parts import ARGS, TEXT, State, dino_head, noise, normed_projector, optimizer, trained, under
 from torch import nn
 
 TO_TORCHVISION = (
@@ -59,60 +59,68 @@ def timm_itself(s: State) -> Any:
 
 
 def deit(s: State) -> Any:
-    """DeiT: under `model` (main.py of facebookresearch/deit)."""
-    return {"model": s}
+    """DeiT: under `model`, and its running mean, which is taken (main.py of facebookresearch/deit)."""
+    return trained("model", noise(s), model_ema=s, lr_scheduler={"last_epoch": 3}, args=ARGS)
 
 
 def dino(s: State) -> Any:
     """DINO: student and teacher, which is taken (main_dino.py of facebookresearch/dino)."""
-    student = under("module.backbone", noise(s)) | {"module.head.mlp.0.weight": torch.rand(4, 48)}
-    teacher = under("backbone", s) | {"head.mlp.0.weight": torch.rand(4, 48)}
-    return {"student": student, "teacher": teacher, "epoch": 3, "dino_loss": {"center": torch.rand(1, 8)}}
+    student = under("module", under("backbone", noise(s)) | dino_head("head"))
+    teacher = under("backbone", s) | dino_head("head")
+    return trained("student", student, teacher=teacher, args=ARGS, dino_loss={"center": torch.rand(1, 8)})
 
 
 def ibot(s: State) -> Any:
-    """iBOT: as DINO, with a masked embedding and one head for both tasks (main_ibot.py of bytedance/ibot)."""
-    head = {"mlp.0.weight": torch.rand(4, 48), "last_layer.weight_v": torch.rand(9, 4)}
-    student = under("module.backbone", noise(s) | {"masked_embed": torch.rand(1, 48)}) | under("module.head", head)
-    return {"student": student, "teacher": under("backbone", s) | under("head", head), "ibot_loss": {}}
+    """iBOT: as DINO, the student with a masked embedding, prototypes twice (main_ibot.py and models/head.py of
+    bytedance/ibot)."""
+    head = dino_head("head", "last_layer2")
+    student = under("module", under("backbone", noise(s) | {"masked_embed": torch.rand(1, 48)}) | head)
+    centers = {"center": torch.rand(1, 8), "center2": torch.rand(1, 1, 8)}
+    return trained("student", student, teacher=under("backbone", s) | head, args=ARGS, ibot_loss=centers)
 
 
 def dinov2(s: State) -> Any:
-    """DINOv2 in training: the teacher's backbone beside its head (dinov2/train/ssl_meta_arch.py)."""
-    head = under("dino_head", projector("mlp"))
-    return {"teacher": under("backbone", s) | head | {"backbone.mask_token": torch.rand(1, 48)}}
+    """DINOv2 in training: the teacher's backbone beside its heads (dinov2/train/train.py and ssl_meta_arch.py of
+    facebookresearch/dinov2)."""
+    heads = dino_head("dino_head") | dino_head("ibot_head")
+    return {"teacher": under("backbone", s | {"mask_token": torch.rand(1, 48)}) | heads}
 
 
 def dinov2_in_chunks(s: State) -> Any:
-    """DINOv2 with its blocks in chunks (block_chunks of dinov2/models/vision_transformer.py)."""
-    return {re.sub(r"^blocks\.(\d)\.", r"blocks.0.\1.", n): t for n, t in s.items()}
+    """DINOv2 with its blocks in one chunk (block_chunks of dinov2/models/vision_transformer.py)."""
+    return {re.sub(r"^blocks\.(\d)\.", r"blocks.0.\1.", n): t for n, t in s.items()} | {"mask_token": torch.rand(1, 48)}
+
+
+def dinov2_in_two_chunks(s: State) -> Any:
+    """DINOv2 with its blocks in two chunks, counted through (block_chunks of dinov2/models/vision_transformer.py)."""
+    chunked = {re.sub(r"^blocks\.(\d)\.", r"blocks.\1.\1.", n): t for n, t in s.items()}
+    return chunked | {"mask_token": torch.rand(1, 48)}
 
 
 def moco_v3(s: State) -> Any:
-    """MoCo v3: base and momentum encoder (moco/builder.py of facebookresearch/moco-v3)."""
-    base, momentum = (s | projector("head"), noise(s) | projector("head"))
-    return {"state_dict": {**under("module.base_encoder", base), **under("module.momentum_encoder", momentum)}}
+    """MoCo v3: base and momentum encoder, predictor (moco/builder.py and main_moco.py of facebookresearch/moco-v3)."""
+    base = under("base_encoder", s | normed_projector("head", hidden=2))
+    momentum = under("momentum_encoder", noise(s) | normed_projector("head", hidden=2))
+    state = under("module", base | momentum | normed_projector("predictor"))
+    return trained("state_dict", state, arch="vit_base", scaler={"scale": 65536.0})
 
 
 def mae(s: State) -> Any:
-    """MAE: encoder and decoder side by side (models_mae.py of facebookresearch/mae)."""
-    return {"model": s | {"mask_token": torch.rand(1, 1, 8), "decoder_blocks.0.norm1.weight": torch.rand(8)}}
+    """MAE in training: encoder and decoder side by side (models_mae.py and util/misc.py of facebookresearch/mae)."""
+    blocks = vit(embed_dim=24).state_dict().items()
+    decoder = {f"decoder_{n}": t for n, t in blocks if n.startswith(("blocks.", "norm.", "pos_embed"))}
+    decoder |= under("decoder_embed", nn.Linear(48, 24).state_dict())
+    decoder |= under("decoder_pred", nn.Linear(24, 768).state_dict())
+    return trained("model", s | {"mask_token": torch.rand(1, 1, 24)} | decoder, args=ARGS, scaler={"scale": 65536.0})
 
 
 def msn(s: State) -> Any:
     """MSN: encoder, target encoder, prototypes (src/msn_train.py of facebookresearch/msn)."""
-    target = under("module", s | projector("fc"))
-    return {
-        "encoder": under("module", noise(s) | projector("fc")),
-        "target_encoder": target,
-        "prototypes": torch.rand(4, 8),
-    }
-
-
-def simmim(s: State) -> Any:
-    """SimMIM: `encoder.` and a decoder that is one convolution (models/simmim.py of microsoft/SimMIM)."""
-    decoder = {"decoder.0.weight": torch.rand(8, 48, 1, 1), "decoder.0.bias": torch.rand(8)}
-    return {"model": under("encoder", s | {"mask_token": torch.rand(1, 1, 48)}) | decoder, "epoch": 7}
+    layers = {"fc1": nn.Linear(48, 8), "bn1": nn.BatchNorm1d(8), "fc2": nn.Linear(8, 8), "fc3": nn.Linear(8, 4)}
+    head = under("fc", nn.ModuleDict(layers).state_dict())
+    encoder = under("module", noise(s) | head)
+    more = {"prototypes": torch.rand(4, 8), "epoch": 100, "loss": 2.5, "batch_size": 64, "world_size": 16, "lr": 0.001}
+    return {"encoder": encoder, "opt": optimizer(encoder), "target_encoder": under("module", s | head), **more}
 
 
 def torchvision_itself(s: State) -> Any:
@@ -126,18 +134,16 @@ def torchvision_of_before_2022(s: State) -> Any:
 
 
 def mmpretrain(s: State) -> Any:
-    """mmpretrain: `backbone.layers`, feed-forward in two lists (models/backbones/vision_transformer.py)."""
-    return {
-        "meta": {},
-        "state_dict": under("backbone", renamed(s, TO_MMPRETRAIN)) | {"head.layers.head.bias": torch.rand(3)},
-    }
+    """mmpretrain: `backbone.layers`, feed-forward in two lists (mmpretrain/models/backbones/vision_transformer.py of
+    open-mmlab/mmpretrain)."""
+    classifier = under("head.layers.head", nn.Linear(48, 3).state_dict())
+    return {"meta": {}, "state_dict": under("backbone", renamed(s, TO_MMPRETRAIN)) | classifier}
 
 
 def open_clip_of_timm(s: State) -> Any:
     """OpenCLIP with a tower of timm: `visual.trunk.` (src/open_clip/timm_model.py of mlfoundations/open_clip)."""
-    text = {"transformer.resblocks.0.ln_1.weight": torch.rand(64), "token_embedding.weight": torch.rand(9, 64)}
     tower = under("visual.trunk", s) | {"visual.head.proj.weight": torch.rand(32, 48)}
-    return {"epoch": 1, "state_dict": under("module", tower | text | {"logit_scale": torch.tensor(1.0)})}
+    return trained("state_dict", under("module", TEXT | tower), name="a run")
 
 
 VITS = (
@@ -147,10 +153,10 @@ VITS = (
     ibot,
     dinov2,
     dinov2_in_chunks,
+    dinov2_in_two_chunks,
     moco_v3,
     mae,
     msn,
-    simmim,
     torchvision_itself,
     torchvision_of_before_2022,
     mmpretrain,
