@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -12,8 +12,11 @@ from lit_transfer.backbones import Preprocessing
 from lit_transfer.data._images import read_pixels
 from lit_transfer.data._kept import KeptPixels
 from lit_transfer.data._labelled_image_data import LabelledImageData
+from lit_transfer.data._scan import Split
 from lit_transfer.data._split import check_fractions
 from lit_transfer.data._transforms import Augment
+
+Member = TypeVar("Member")
 
 
 class ImageFileData(LabelledImageData, ABC):
@@ -47,6 +50,37 @@ class ImageFileData(LabelledImageData, ABC):
         )
         self.image_size, self.verify, self.keep_decoded = image_size, verify, keep_decoded
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
+
+    def fill_splits(
+        self,
+        splits: dict[Split, list[Member]],
+        cut: Callable[[list[Member], dict[Split, float]], list[list[int]]],
+        of: str,
+    ) -> tuple[dict[Split, list[Member]], list[str]]:
+        """Take missing splits out of train, and say so.
+
+        Args:
+            splits: What was found, train at least.
+            cut: Gives places in train for each of the wanted splits and the rest, from train and the shares wanted.
+            of: What the shares are shares of, in words.
+
+        Raises:
+            ValueError: If test images are asked for out of train where there are some.
+        """
+        if self.test_fraction and "test" in splits:
+            raise ValueError(
+                f"data.test_fraction={self.test_fraction} asks for test images out of train, but the data holds "
+                f"{len(splits['test'])} of them: set it to 0, or take those away."
+            )
+        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
+        wanted = {split: share for split, share in fractions.items() if share and split not in splits}
+        if not wanted:
+            return splits, []
+        train = splits["train"]
+        *parts, rest = cut(train, wanted)
+        made = {split: [train[i] for i in part] for split, part in zip(wanted, parts, strict=True)}
+        notes = [f"{split} is {share:.0%} of {of} (seed {self.seed})" for split, share in wanted.items()]
+        return {**splits, **made, "train": [train[i] for i in rest]}, notes
 
     def reader(self, mode: str) -> Callable[[Any], Tensor]:
         """Make what reads a file."""

@@ -1,6 +1,6 @@
 """A folder of photos, sorted into class folders, as a datamodule."""
 
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from lit_transfer.data._image_file_data import ImageFileData
 from lit_transfer.data._images import check_header
 from lit_transfer.data._labelled_image_data import Collection
 from lit_transfer.data._scan import ClassFolders, Split, check_same_classes, find_splits, scan_classes
-from lit_transfer.data._split import stratified_split
+from lit_transfer.data._split import check_enough, stratified_split
 from lit_transfer.data._targets import Classes
 from lit_transfer.data._transforms import Augment
 
@@ -88,37 +88,23 @@ class ImageFolderData(ImageFileData):
             ValueError: If the folders are not as expected, or a file is broken.
         """
         folders = find_splits(self.root)
-        if self.test_fraction and "test" in folders:
-            raise ValueError(
-                f"data.test_fraction={self.test_fraction} asks for test images out of train, but "
-                f"{str(folders['test'])!r} holds some: remove one of the two."
-            )
         scans = {split: scan_classes(folder) for split, folder in folders.items()}
         classes = list(scans["train"].images)
         for split in scans:
             check_same_classes(classes, scans[split].images, split)
-        splits, notes = self._fill({split: _samples(scan) for split, scan in scans.items()}, classes)
+        found = {split: _samples(scan) for split, scan in scans.items()}
+        splits, notes = self.fill_splits(found, partial(self._cut, classes=classes), "each class of train")
         notes += self._skipped([path for scan in scans.values() for path in scan.skipped])
         if self.verify:
             for path, _ in (sample for samples in splits.values() for sample in samples):
                 check_header(path)
         return Collection(Classes(classes), splits, notes)
 
-    def _fill(
-        self, splits: dict[Split, list[Sample]], classes: list[str]
-    ) -> tuple[dict[Split, list[Sample]], list[str]]:
-        """Take missing splits out of train, and say so."""
-        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-        wanted = {split: share for split, share in fractions.items() if share and split not in splits}
-        if not wanted:
-            return splits, []
-        train = splits["train"]
-        _check_enough(train, classes, list(wanted))
+    def _cut(self, train: list[Sample], wanted: dict[Split, float], classes: list[str]) -> list[list[int]]:
+        targets = [target for _, target in train]
+        check_enough(targets, classes, list(wanted), "data.root", f"a folder {list(wanted)[-1]}/")
         keys = [path.relative_to(self.root).as_posix() for path, _ in train]
-        *parts, rest = stratified_split(keys, [target for _, target in train], list(wanted.values()), seed=self.seed)
-        made = {split: [train[i] for i in part] for split, part in zip(wanted, parts, strict=True)}
-        notes = [f"{split} is {share:.0%} of each class of train (seed {self.seed})" for split, share in wanted.items()]
-        return {**splits, **made, "train": [train[i] for i in rest]}, notes
+        return stratified_split(keys, targets, list(wanted.values()), seed=self.seed)
 
     def _skipped(self, paths: list[Path]) -> list[str]:
         if not paths:
@@ -130,14 +116,3 @@ class ImageFolderData(ImageFileData):
 
 def _samples(scan: ClassFolders) -> list[Sample]:
     return [(path, number) for number, files in enumerate(scan.images.values()) for path in files]
-
-
-def _check_enough(train: list[Sample], classes: list[str], wanted: list[Split]) -> None:
-    counts = Counter(target for _, target in train)
-    for number, name in enumerate(classes):
-        if counts[number] <= len(wanted):
-            raise ValueError(
-                f"class {name!r} in data.root has {counts[number]} training image(s): too few to take "
-                f"{' and '.join(wanted)} images from. Expected at least {len(wanted) + 1}; add images or a folder "
-                f"{wanted[-1]}/, or set data.{wanted[-1]}_fraction=0."
-            )
