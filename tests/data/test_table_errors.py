@@ -38,7 +38,7 @@ def test_all_bad_rows_are_counted_and_the_first_few_named_each_with_its_own_mend
 
 
 def test_lines_are_those_of_the_file_where_cells_go_over_several_and_lines_are_empty(make_table):
-    file = make_table("path,note,label", '0.png,"one\ntwo",ant', "", "1.png,,bee", "no/2.png,,bee")
+    file = make_table("path,note,label", '0.png,"one\ntwo",ant', "", "1.png,,bee", 'no/2.png,"a\nb",bee')
     refused(file, r"line 6: there is no file 'no/2\.png'", target="label")
 
 
