@@ -24,7 +24,7 @@ PUBLIC = {
         "unfreeze",
     ],
     "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "TolerantRestore", "WeightLoading"],
-    "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader"],
+    "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
     "lit_transfer.modules": ["ImageClassifier", "TransferModule"],
 }
 

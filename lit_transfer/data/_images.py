@@ -23,10 +23,17 @@ def check_header(path: str | Path) -> None:
     Raises:
         ValueError: If the file is no image that can be opened; it names the file.
     """
+    if why := why_broken(path):
+        raise _broken(path, why)
+
+
+def why_broken(path: str | Path) -> str | None:
+    """Say why an image file cannot be opened, by as much of it as tells its format and size; None if it can."""
     try:
         Image.open(path).close()
-    except Exception as error:  # Pillow's decoders raise many kinds; whichever it is, the file must be named
-        raise _broken(path, error) from error
+    except Exception as error:  # Pillow's decoders raise many kinds
+        return _reason(error)
+    return None
 
 
 def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
@@ -43,7 +50,7 @@ def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
         with Image.open(path) as image:
             return convert_image(image, mode)
     except Exception as error:  # Pillow's decoders raise many kinds; whichever it is, the file must be named
-        raise _broken(path, error) from error
+        raise _broken(path, _reason(error)) from error
 
 
 def read_pixels(path: str | Path, mode: str = "RGB") -> Tensor:
@@ -94,6 +101,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _broken(path: str | Path, error: Exception) -> ValueError:
-    why = "its content is of no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+def _reason(error: Exception) -> str:
+    return "its content is of no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _broken(path: str | Path, why: str) -> ValueError:
     return ValueError(f"broken image {str(path)!r}: {why}. Repair the file, or remove it from data.root.")

@@ -1,12 +1,11 @@
 """What the datamodules of labelled images share: datasets, transforms, loaders, and a picture of a batch."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.fabric.utilities import suggested_max_num_workers
@@ -21,12 +20,13 @@ from lit_transfer.data._dataset import LabelledImages
 from lit_transfer.data._lightning import data_rank, lower_log_interval, quiet_no_validation, quiet_worker_advice
 from lit_transfer.data._resumable import ResumableLoader
 from lit_transfer.data._scan import Split
+from lit_transfer.data._targets import Classes, Targets
 from lit_transfer.data._transforms import AUGMENT_NAMES, Augment, training_transform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Loader = DataLoader[tuple[Tensor, int]]
+Loader = DataLoader[tuple[Tensor, Any]]
 # What most torchvision weights were made with: for modules that do not say how their images are made ready.
 IMAGENET = Preprocessing(resize=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 FEW_IMAGES = 128  # up to here workers take longer to start than one process takes to read
@@ -35,20 +35,28 @@ MOST_PICTURES = 36  # of one batch in a plot
 
 @dataclass(frozen=True)
 class Collection:
-    """The samples of a set, each (what is read, number of its class), and what the user should be told about them."""
+    """The samples of a set, each (what is read, its target), and what the user should be told about them."""
 
-    classes: list[str]
-    splits: dict[Split, list[tuple[Any, int]]]
+    targets: Targets
+    splits: dict[Split, list[tuple[Any, Any]]]
     notes: list[str] = field(default_factory=list)
 
 
 class LabelledImageData(LightningDataModule, ABC):
-    """Base of the datamodules whose batches are (images (N, C, H, W), class numbers (N,)).
+    """Base of the datamodules whose batches are (images (N, C, H, W), targets).
+
+    Targets are class numbers (N,), or 1.0 and 0.0 for labels (N, L), or numbers (N, T). What `setup` sets depends on
+    that: the attributes of the other kinds are not there.
 
     Attributes:
-        class_names: Name of each class, in the order of their numbers; set by `setup`, as all that follow.
+        class_names: Name of each class, in the order of their numbers.
         num_classes: How many there are.
         class_counts: Training images of each class.
+        label_names: Name of each of the L labels.
+        label_counts: Training images that have the label, of each.
+        target_names: Name of each of the T numbers.
+        target_mean: Mean of each over the training images, in its own unit.
+        target_std: Standard deviation of each over the training images, in its own unit.
         preprocessing: How images are made ready: that of the module being trained, at the image size in use.
         train_dataset: The training images.
         val_dataset: The validation images; None where there are none.
@@ -58,10 +66,17 @@ class LabelledImageData(LightningDataModule, ABC):
     class_names: list[str]
     num_classes: int
     class_counts: list[int]
+    label_names: list[str]
+    label_counts: list[int]
+    target_names: list[str]
+    target_mean: list[float]
+    target_std: list[float]
     preprocessing: Preprocessing
     train_dataset: LabelledImages
     val_dataset: LabelledImages | None
     test_dataset: LabelledImages | None
+
+    _test_images: ClassVar[str] = ""  # other ways to give some, for the error where there are none
 
     def __init__(
         self,
@@ -78,7 +93,7 @@ class LabelledImageData(LightningDataModule, ABC):
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self._collection: Collection | None = None
-        self._training: ResumableLoader[tuple[Tensor, int]] | None = None
+        self._training: ResumableLoader[tuple[Tensor, Any]] | None = None
         self._place: dict[str, int] = {}
 
     # --- what a set of images must say ----------------------------------------------------------------------------
@@ -107,10 +122,8 @@ class LabelledImageData(LightningDataModule, ABC):
             self._collection = self.collect()
             rank_zero_info(_describe(type(self).__name__, self._collection))
         samples = self._collection.splits
-        self.class_names = self._collection.classes
-        self.num_classes = len(self.class_names)
-        counts = Counter(target for _, target in samples["train"])
-        self.class_counts = [counts[number] for number in range(self.num_classes)]
+        for name, told in self._collection.targets.told([target for _, target in samples["train"]]).items():
+            setattr(self, name, told)
         self.preprocessing = self.fit_preprocessing(self._module_preprocessing())
         default = self.default_augmentation(self.preprocessing)
         augmented = training_transform(self.augment, self.preprocessing, default)
@@ -143,8 +156,8 @@ class LabelledImageData(LightningDataModule, ABC):
         """
         if self.test_dataset is None:
             raise ValueError(
-                "the data has no test images: give data.test_fraction above 0 before training, or a folder test/ in "
-                "data.root. The validation images are used by validate."
+                f"the data has no test images: give data.test_fraction above 0 before training{self._test_images}. "
+                "The validation images are used by validate."
             )
         return self._loader(self.test_dataset, self._workers())
 
@@ -181,7 +194,7 @@ class LabelledImageData(LightningDataModule, ABC):
             split: `"train"`, `"val"` or `"test"`.
 
         Returns:
-            The figure, of up to 36 images with the names of their classes.
+            The figure, of up to 36 images with their targets in words.
         """
         from lit_transfer.data._plot import plot_images  # matplotlib is slow to import
 
@@ -191,8 +204,8 @@ class LabelledImageData(LightningDataModule, ABC):
         if dataset is None:
             raise ValueError(f"the data has no {split} images to plot.")
         images, targets = next(iter(self._train_loader(0) if split == "train" else self._loader(dataset, 0)))
-        names = [self.class_names[target] for target in targets.tolist()[:MOST_PICTURES]]
-        figure = plot_images(images[:MOST_PICTURES], names, self.preprocessing.mean, self.preprocessing.std)
+        titles = [self._collected().targets.title(target) for target in targets[:MOST_PICTURES]]
+        figure = plot_images(images[:MOST_PICTURES], titles, self.preprocessing.mean, self.preprocessing.std)
         if path is not None:
             figure.savefig(path)
         return figure
@@ -205,12 +218,16 @@ class LabelledImageData(LightningDataModule, ABC):
         return preprocessing if isinstance(preprocessing, Preprocessing) else IMAGENET
 
     def _dataset(self, split: Split, transform: Callable[[Tensor], Tensor], seed: int | None = None) -> LabelledImages:
-        assert self._collection is not None
         read = self.reader(self.preprocessing.mode)
-        samples = self._collection.splits[split]
-        return LabelledImages(samples, self.class_names, read=read, transform=transform, seed=seed)
+        targets = self._collected().targets
+        names = targets.names if isinstance(targets, Classes) else None
+        return LabelledImages(self._collected().splits[split], names, read=read, transform=transform, seed=seed)
 
-    def _train_loader(self, workers: int) -> ResumableLoader[tuple[Tensor, int]]:
+    def _collected(self) -> Collection:
+        assert self._collection is not None
+        return self._collection
+
+    def _train_loader(self, workers: int) -> ResumableLoader[tuple[Tensor, Any]]:
         quiet_worker_advice()
         rank, world_size = data_rank(self.trainer)
         return ResumableLoader(
@@ -238,17 +255,14 @@ class LabelledImageData(LightningDataModule, ABC):
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        assert self._collection is not None
-        if sum(map(len, self._collection.splits.values())) <= FEW_IMAGES:
+        if sum(map(len, self._collected().splits.values())) <= FEW_IMAGES:
             return 0
         return min(4, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
 
 
 def _describe(name: str, collection: Collection) -> str:
     sizes = ", ".join(f"{split} {len(collection.splits.get(split, []))}" for split in ("train", "val", "test"))
-    classes = collection.classes
-    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-    return "\n  ".join([f"{name}: {len(classes)} classes ({shown}); images: {sizes}", *collection.notes])
+    return "\n  ".join([f"{name}: {collection.targets}; images: {sizes}", *collection.notes])
 
 
 def _check_loading(batch_size: int, augment: Augment, num_workers: int | None, persistent_workers: bool | None) -> None:

@@ -1,5 +1,6 @@
 """Splits of labelled samples, class by class."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lit_transfer.data._seeding import stable_hash
@@ -47,6 +48,24 @@ def _sizes(count: int, fractions: Sequence[float], target: int) -> list[int]:
         needed -= fraction > 0
         sizes.append(min(max(1, round(count * fraction)), count - sum(sizes) - needed) if fraction else 0)
     return [*sizes, count - sum(sizes)]
+
+
+def check_enough(
+    targets: Sequence[int], classes: Sequence[str], wanted: Sequence[str], where: str, other_way: str
+) -> None:
+    """Refuse classes with too few samples to take those of the wanted splits from.
+
+    Raises:
+        ValueError: Names the class, how many it has, and the mends.
+    """
+    counts = Counter(targets)
+    for number, name in enumerate(classes):
+        if counts[number] <= len(wanted):
+            raise ValueError(
+                f"class {name!r} in {where} has {counts[number]} training image(s): too few to take "
+                f"{' and '.join(wanted)} images from. Expected at least {len(wanted) + 1}; add images or {other_way}, "
+                f"or set data.{wanted[-1]}_fraction=0."
+            )
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:

@@ -18,6 +18,7 @@ from lit_transfer.data._labelled_image_data import Collection, LabelledImageData
 from lit_transfer.data._scan import Split
 from lit_transfer.data._seeding import stable_hash
 from lit_transfer.data._split import check_fractions, stratified_split
+from lit_transfer.data._targets import Classes
 from lit_transfer.data._transforms import Augment, resize_to_crop
 
 Sample = tuple[int, int]
@@ -97,7 +98,7 @@ class DigitsData(LabelledImageData):
             for split, pool in pools.items()
             if pool
         }
-        return Collection([str(digit) for digit in self.classes], splits)
+        return Collection(Classes([str(digit) for digit in self.classes]), splits)
 
     def reader(self, mode: str) -> Callable[[Any], Tensor]:
         """Make what gives the pixels of a digit."""

@@ -1,26 +1,21 @@
 """A folder of photos, sorted into class folders, as a datamodule."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from torch import Tensor, nn
-from torchvision.transforms import v2
-
-from lit_transfer.backbones import Preprocessing
-from lit_transfer.data._images import check_header, read_pixels
-from lit_transfer.data._kept import KeptPixels
-from lit_transfer.data._labelled_image_data import Collection, LabelledImageData
+from lit_transfer.data._image_file_data import ImageFileData
+from lit_transfer.data._images import check_header
+from lit_transfer.data._labelled_image_data import Collection
 from lit_transfer.data._scan import ClassFolders, Split, check_same_classes, find_splits, scan_classes
-from lit_transfer.data._split import check_fractions, stratified_split
+from lit_transfer.data._split import check_enough, stratified_split
+from lit_transfer.data._targets import Classes
 from lit_transfer.data._transforms import Augment
 
 Sample = tuple[Path, int]
 
 
-class ImageFolderData(LabelledImageData):
+class ImageFolderData(ImageFileData):
     """Photos in `root/CLASS/`, or in `root/train/CLASS/` and so on, made ready for the module being trained.
 
     The folder of validation images is called `val`, `valid` or `validation`, that of the test images `test`. Where one
@@ -29,6 +24,8 @@ class ImageFolderData(LabelledImageData):
     Files that are no image by their name (GIF is none) are skipped and counted. See LabelledImageData for what `setup`
     sets, and `plot_batch` for a look at a batch.
     """
+
+    _test_images: ClassVar[str] = ", or a folder test/ in data.root"
 
     def __init__(
         self,
@@ -68,19 +65,20 @@ class ImageFolderData(LabelledImageData):
                 pixels 256, about 0.25 MB a photo), and read that from then on: validation stays the same, training cuts
                 its random parts out of the smaller image. `lit-transfer cache list` shows them, `clear` removes them.
         """
-        check_fractions(val_fraction, test_fraction)
-        if image_size is not None and image_size < 1:
-            raise ValueError(f"data.image_size is in pixels, at least 1; got {image_size}.")
         super().__init__(
             batch_size,
             augment=augment,
+            image_size=image_size,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
             seed=seed,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=persistent_workers,
+            verify=verify,
+            keep_decoded=keep_decoded,
         )
-        self.root, self.image_size, self.verify, self.keep_decoded = Path(root), image_size, verify, keep_decoded
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.root = Path(root)
 
     def collect(self) -> Collection:
         """Read the folders, split them where needed, and open each file's header.
@@ -90,52 +88,23 @@ class ImageFolderData(LabelledImageData):
             ValueError: If the folders are not as expected, or a file is broken.
         """
         folders = find_splits(self.root)
-        if self.test_fraction and "test" in folders:
-            raise ValueError(
-                f"data.test_fraction={self.test_fraction} asks for test images out of train, but "
-                f"{str(folders['test'])!r} holds some: remove one of the two."
-            )
         scans = {split: scan_classes(folder) for split, folder in folders.items()}
         classes = list(scans["train"].images)
         for split in scans:
             check_same_classes(classes, scans[split].images, split)
-        splits, notes = self._fill({split: _samples(scan) for split, scan in scans.items()}, classes)
+        found = {split: _samples(scan) for split, scan in scans.items()}
+        splits, notes = self.fill_splits(found, partial(self._cut, classes=classes), "each class of train")
         notes += self._skipped([path for scan in scans.values() for path in scan.skipped])
         if self.verify:
             for path, _ in (sample for samples in splits.values() for sample in samples):
                 check_header(path)
-        return Collection(classes, splits, notes)
+        return Collection(Classes(classes), splits, notes)
 
-    def reader(self, mode: str) -> Callable[[Any], Tensor]:
-        """Make what reads a file."""
-        read = partial(read_pixels, mode=mode)
-        return KeptPixels(read, self.preprocessing) if self.keep_decoded else read
-
-    def fit_preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
-        """Put in the image size that was asked for."""
-        return preprocessing.adapted(input_size=self.image_size)
-
-    def default_augmentation(self, preprocessing: Preprocessing) -> Sequence[nn.Module]:
-        """Cut out a part of moderate size, since a pretrained network learns from few epochs, and flip."""
-        interpolation = v2.InterpolationMode(preprocessing.interpolation)
-        part = v2.RandomResizedCrop(preprocessing.crop, (0.35, 1.0), interpolation=interpolation, antialias=True)
-        return [part, v2.RandomHorizontalFlip()]
-
-    def _fill(
-        self, splits: dict[Split, list[Sample]], classes: list[str]
-    ) -> tuple[dict[Split, list[Sample]], list[str]]:
-        """Take missing splits out of train, and say so."""
-        fractions: dict[Split, float] = {"test": self.test_fraction, "val": self.val_fraction}
-        wanted = {split: share for split, share in fractions.items() if share and split not in splits}
-        if not wanted:
-            return splits, []
-        train = splits["train"]
-        _check_enough(train, classes, list(wanted))
+    def _cut(self, train: list[Sample], wanted: dict[Split, float], classes: list[str]) -> list[list[int]]:
+        targets = [target for _, target in train]
+        check_enough(targets, classes, list(wanted), "data.root", f"a folder {list(wanted)[-1]}/")
         keys = [path.relative_to(self.root).as_posix() for path, _ in train]
-        *parts, rest = stratified_split(keys, [target for _, target in train], list(wanted.values()), seed=self.seed)
-        made = {split: [train[i] for i in part] for split, part in zip(wanted, parts, strict=True)}
-        notes = [f"{split} is {share:.0%} of each class of train (seed {self.seed})" for split, share in wanted.items()]
-        return {**splits, **made, "train": [train[i] for i in rest]}, notes
+        return stratified_split(keys, targets, list(wanted.values()), seed=self.seed)
 
     def _skipped(self, paths: list[Path]) -> list[str]:
         if not paths:
@@ -147,14 +116,3 @@ class ImageFolderData(LabelledImageData):
 
 def _samples(scan: ClassFolders) -> list[Sample]:
     return [(path, number) for number, files in enumerate(scan.images.values()) for path in files]
-
-
-def _check_enough(train: list[Sample], classes: list[str], wanted: list[Split]) -> None:
-    counts = Counter(target for _, target in train)
-    for number, name in enumerate(classes):
-        if counts[number] <= len(wanted):
-            raise ValueError(
-                f"class {name!r} in data.root has {counts[number]} training image(s): too few to take "
-                f"{' and '.join(wanted)} images from. Expected at least {len(wanted) + 1}; add images or a folder "
-                f"{wanted[-1]}/, or set data.{wanted[-1]}_fraction=0."
-            )

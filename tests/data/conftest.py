@@ -25,3 +25,26 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return tmp_path / root
 
     return make
+
+
+MakeTable = Callable[..., Path]
+
+
+@pytest.fixture
+def make_table(tmp_path: Path) -> MakeTable:
+    """Give a function that writes a CSV file: `make_table("path,label", "0.png,ant")`, with each row's image beside it.
+
+    Rows whose path begins with `no/` get no image; images are small, grey, and differ from row to row.
+    """
+
+    def make(heading: str, *rows: str, name: str = "labels.csv", images: bool = True) -> Path:
+        file = tmp_path / name
+        file.write_text("\n".join([heading, *rows, ""]), encoding="utf-8")
+        for number, row in enumerate(rows if images else ()):
+            path = tmp_path / row.split(",")[0]
+            if row.strip() and not row.startswith(("no/", ",", "..", "/")):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (12, 10), (number % 256,) * 3).save(path)
+        return file
+
+    return make
