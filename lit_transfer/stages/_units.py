@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_transfer.stages._record import Record
 
-__all__ = ["Unit", "open_along", "open_dominant", "top_units"]
+__all__ = ["Unit", "open_along", "open_dominant", "place_axes", "top_units"]
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,16 @@ class Unit:
 def _count_places(shape: tuple[int, ...] | None, inputs: tuple[int, ...]) -> int | None:
     if shape is None or len(shape) > max(3, len(inputs)):  # windows or groups of channels besides
         return None
-    return math.prod(shape[1:][axis] for axis in _places(shape[1:], inputs))
+    return math.prod(shape[1:][axis] for axis in place_axes(shape[1:], inputs))
 
 
-def _places(shape: tuple[int, ...], inputs: tuple[int, ...]) -> Sequence[int]:
-    """Axes that are places and not channels in a shape without batch dimension."""
+def place_axes(shape: Sequence[int], inputs: Sequence[int] = (1, 3, 1, 1)) -> Sequence[int]:
+    """Axes that are places and not channels in a shape without batch dimension.
+
+    Args:
+        shape: Of an output, without its batch dimension.
+        inputs: Shape of the input with its batch dimension; square images by default.
+    """
     if len(shape) <= 1:
         return ()
     if len(shape) == 2:  # tokens (T, C), unless the input itself is a signal (N, C, L)
