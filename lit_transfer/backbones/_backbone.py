@@ -83,12 +83,14 @@ class Backbone(nn.Module):
         self.feature_shape = trace.feature_shape
         self.preprocessing = preprocessing
         self.name, self.weights, self.load_report = name, weights, load_report
-        self._pooled, self.num_features = _pooling(model, preprocessing)
+        self._pooled: tuple[int, ...] = ()
+        self.num_features = 0
         _refuse_hidden(model, self.__dict__)
         self.__dict__["_upstream"] = model
         for shared in _SHARED:
             self.__dict__[shared] = model.__dict__[shared]
         self.training = model.training
+        self._pooled, self.num_features = _pooling(self, type(model).__name__)
 
     def forward(self, images: Tensor) -> Tensor:
         """Give (N, num_features); what is still spread over pixels or tokens after the cut is averaged over them."""
@@ -186,12 +188,12 @@ def _body(model: nn.Module, trace: Trace) -> tuple[Stage, ...]:
     return tuple(body)
 
 
-def _pooling(model: nn.Module, preprocessing: Preprocessing) -> tuple[tuple[int, ...], int]:
-    """Return the axes of the model's output to average over, and the width that remains."""
-    traced = trace_stages(model, preprocessing.crop, in_channels=len(preprocessing.mean), classifier=None)
-    shape = traced.feature_shape
+def _pooling(backbone: Backbone, model: str) -> tuple[tuple[int, ...], int]:
+    """Return the axes of the output to average over, and the width that remains; nothing is averaged yet."""
+    made = backbone.preprocessing
+    shape = trace_stages(backbone, made.crop, in_channels=len(made.mean), classifier=None).feature_shape
     if not shape:
-        raise ValueError(f"{type(model).__name__} gives no features of shape (N, C) for images of shape (N, C, H, W).")
+        raise ValueError(f"{model} gives no features of shape (N, C) for images of shape (N, C, H, W).")
     places = place_axes(shape)  # Swin and its kin keep the channels last
     channels = next(axis for axis in range(len(shape)) if axis not in places)
     return tuple(axis + 1 for axis in places), shape[channels]
@@ -208,8 +210,11 @@ def _refuse_hidden(model: nn.Module, own: Mapping[str, Any]) -> None:
 
 
 def _first_tensor(output: Any) -> Tensor:
-    """Return the features out of a tuple, a dictionary or a model output."""
+    """Return the features out of a tuple, a dictionary or a model output; transformers' may have them pooled."""
     while isinstance(output, Mapping | tuple | list):
+        if isinstance(output, Mapping) and output.get("pooler_output") is not None:
+            output = output["pooler_output"]
+            break
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     features: Tensor = output
     return features

@@ -32,7 +32,8 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 class Call:
     """The first call of a module: when it began and ended; its first input and output tensors; how often it was called.
 
-    Two calls with one `input_id` took the same tensor. An output is `overwritten` if it is changed in place later on.
+    Two calls with one `input_id` took the same tensor, two with one `output_id` gave the same. An output is
+    `overwritten` if it is changed in place later on.
     """
 
     start: int
@@ -40,6 +41,7 @@ class Call:
     input_shape: tuple[int, ...] | None = None
     input_id: int | None = None
     output_shape: tuple[int, ...] | None = None
+    output_id: int | None = None
     times: int = 1
     overwritten: bool = False
 
@@ -187,6 +189,7 @@ class _Recorder(TorchFunctionMode):
             if call.end < 0:
                 call.end, call.output_shape = next(self._clock), _shape(output)
                 if (given := first_tensor(output)) is not None:
+                    call.output_id = id(given)
                     self._given.append((call, given, given._version))
 
         return hook

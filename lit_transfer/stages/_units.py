@@ -50,13 +50,19 @@ class Unit:
         """Whether its children follow each other.
 
         They do not where two of them take the same tensor (branches of a sum), nor where pixels come after a single
-        place (a gate from pooled features, as in squeeze and excitation).
+        place (a gate from pooled features, as in squeeze and excitation). It may return them beside what it pooled.
         """
         calls = [self.record.calls.get(child.name) for child in self.children if child.size]
         taken = [call.input_id for call in calls if call and call.input_id is not None]
-        places = [child.positions for child in (*self.children, self) if child.positions is not None]
+        given = {self._output_id(child.name) for child in self.children} - {None}
+        whole = () if self._output_id(self.name) in given else (self,)
+        places = [child.positions for child in (*self.children, *whole) if child.positions is not None]
         gated = 1 in places and any(count > 1 for count in places[places.index(1) :])
         return len(taken) == len(set(taken)) and not gated
+
+    def _output_id(self, name: str) -> int | None:
+        call = self.record.calls.get(name)
+        return call.output_id if call else None
 
     @property
     def output_shape(self) -> tuple[int, ...] | None:
