@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from lit_transfer.backbones._preprocessing import Preprocessing
-from lit_transfer.stages import Stage, Trace, trace_stages
+from lit_transfer.stages import Stage, StageMap, Trace, noted, place_axes, stage_maps, trace_stages
 
 if TYPE_CHECKING:
     from lit_transfer.weights import LoadReport
@@ -82,21 +83,67 @@ class Backbone(nn.Module):
         self.feature_shape = trace.feature_shape
         self.preprocessing = preprocessing
         self.name, self.weights, self.load_report = name, weights, load_report
-        self._pooled, self.num_features = _pooling(model, preprocessing)
+        self._pooled: tuple[int, ...] = ()
+        self.num_features = 0
         _refuse_hidden(model, self.__dict__)
         self.__dict__["_upstream"] = model
         for shared in _SHARED:
             self.__dict__[shared] = model.__dict__[shared]
         self.training = model.training
+        self._pooled, self.num_features = _pooling(self, type(model).__name__)
 
     def forward(self, images: Tensor) -> Tensor:
         """Give (N, num_features); what is still spread over pixels or tokens after the cut is averaged over them."""
+        features = _first_tensor(self._run(images))
+        return features.mean(self._pooled) if self._pooled else features
+
+    def forward_stages(self, images: Tensor) -> dict[str, Tensor]:
+        """Give the feature map at the end of each stage, in one run.
+
+        It is what the last unit of the stage with weights gives, after its normalisation and activation. What keeps the
+        channels last is permuted; tokens are put back in their places and class and register tokens left out.
+
+        Args:
+            images: (N, C, H, W), also of another size than that of `preprocessing` where the model takes it.
+
+        Returns:
+            (N, channels[stage], H / strides[stage], W / strides[stage]) by name of stage, from `stem` on; the sides
+            rounded as the model's borders have it. A stage that `channels` has not is not there.
+
+        Raises:
+            ValueError: No stage gives a feature map, or one gives something else than when it was traced.
+        """
+        maps = self._maps
+        if not maps:
+            raise ValueError(f"no stage of {self.name} gives a feature map: expected outputs that grow with the image.")
+        with noted(self, {name: place.unit for name, place in maps.items()}, lambda n, out: maps[n].of(out)) as seen:
+            self._run(images)
+        if missing := [f"{name} ({maps[name].unit})" for name in maps if name not in seen]:
+            raise ValueError(f"the run did not call what gives the map of {', '.join(missing)}.")
+        height, width = images.shape[-2:]
+        return {name: place.arranged(seen[name], height, width) for name, place in maps.items()}
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of the feature map of each stage; a stage that gives none (vectors, as in VGG's) is left out."""
+        return {name: place.channels for name, place in self._maps.items()}
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels of the image on a side for each pixel of the stage's feature map."""
+        return {name: place.stride for name, place in self._maps.items()}
+
+    @cached_property
+    def _maps(self) -> dict[str, StageMap]:
+        """Found by runs without memory when they are first asked for."""
+        return stage_maps(self, self.trace.stages, self.preprocessing.crop, len(self.preprocessing.mean))
+
+    def _run(self, images: Tensor) -> Any:
         if self._upstream.training != self.training:  # set without train(), as freezing and tracing do
             self._upstream.training = self.training
         # Called without its hooks where it has none, torch.fx can trace it: it is no child and so has no name.
         hooked = self._upstream._forward_hooks or self._upstream._forward_pre_hooks
-        features = _first_tensor((self._upstream if hooked else self._upstream.forward)(images))
-        return features.mean(self._pooled) if self._pooled else features
+        return (self._upstream if hooked else self._upstream.forward)(images)
 
     def train(self, mode: bool = True) -> Self:
         """Set the flag here and in the wrapped model, whose own `train` may do more."""
@@ -141,19 +188,19 @@ def _body(model: nn.Module, trace: Trace) -> tuple[Stage, ...]:
     return tuple(body)
 
 
-def _pooling(model: nn.Module, preprocessing: Preprocessing) -> tuple[tuple[int, ...], int]:
-    """Return the axes of the model's output to average over, and the width that remains."""
-    traced = trace_stages(model, preprocessing.crop, in_channels=len(preprocessing.mean), classifier=None)
-    shape = traced.feature_shape
+def _pooling(backbone: Backbone, model: str) -> tuple[tuple[int, ...], int]:
+    """Return the axes of the output to average over, and the width that remains; nothing is averaged yet."""
+    made = backbone.preprocessing
+    shape = trace_stages(backbone, made.crop, in_channels=len(made.mean), classifier=None).feature_shape
     if not shape:
-        raise ValueError(f"{type(model).__name__} gives no features of shape (N, C) for images of shape (N, C, H, W).")
-    # Swin and its kin keep the channels last: the two equal sides are height and width, for the images are square.
-    channels = len(shape) - 1 if len(shape) == 2 or (len(shape) == 3 and shape[0] == shape[1] != shape[2]) else 0
-    return tuple(axis + 1 for axis in range(len(shape)) if axis != channels), shape[channels]
+        raise ValueError(f"{model} gives no features of shape (N, C) for images of shape (N, C, H, W).")
+    places = place_axes(shape)  # Swin and its kin keep the channels last
+    channels = next(axis for axis in range(len(shape)) if axis not in places)
+    return tuple(axis + 1 for axis in places), shape[channels]
 
 
 def _refuse_hidden(model: nn.Module, own: Mapping[str, Any]) -> None:
-    public = {name for name in own if not name.startswith("_")}
+    public = {name for name in own if not name.startswith("_")} | {"channels", "strides"}
     members = {*model._modules, *model._parameters, *model._buffers}
     if hidden := sorted(public & members):
         raise ValueError(
@@ -163,8 +210,11 @@ def _refuse_hidden(model: nn.Module, own: Mapping[str, Any]) -> None:
 
 
 def _first_tensor(output: Any) -> Tensor:
-    """Return the features out of a tuple, a dictionary or a model output."""
+    """Return the features out of a tuple, a dictionary or a model output; transformers' may have them pooled."""
     while isinstance(output, Mapping | tuple | list):
+        if isinstance(output, Mapping) and output.get("pooler_output") is not None:
+            output = output["pooler_output"]
+            break
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     features: Tensor = output
     return features

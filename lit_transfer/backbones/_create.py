@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from lit_transfer.backbones import _module, _timm, _torchvision
+from lit_transfer.backbones import _module, _timm, _torchvision, _transformers
 from lit_transfer.backbones._backbone import Backbone, cut_classifier
 from lit_transfer.backbones._memory import without_memory_on_meta
-from lit_transfer.backbones._names import is_file_or_url, unknown_backbone
+from lit_transfer.backbones._names import is_file_or_url, unknown_backbone, unknown_weights
 from lit_transfer.backbones._preprocessing import Preprocessing
 from lit_transfer.stages import Trace, trace_stages
 from lit_transfer.weights import Source, load_weights
@@ -19,7 +20,7 @@ __all__ = ["create_backbone"]
 
 
 def create_backbone(
-    name_or_module: str | nn.Module,
+    name_or_module: str | nn.Module | Any,
     *,
     weights: str | Path | None = "DEFAULT",
     in_channels: int = 3,
@@ -31,12 +32,14 @@ def create_backbone(
     Under `torch.device("meta")` and with `weights=None` it is built without memory.
 
     Args:
-        name_or_module: A name of `list_backbones()`, `timm/NAME` where timm is installed, or a module. A module keeps
+        name_or_module: A name of `list_backbones()`, `timm/NAME` where timm is installed, `hf/ORG/NAME` or `hf/FOLDER`
+            (such as `hf/./vit`) where transformers is, a configuration of transformers, or a module. A module keeps
             its own classifier: the backbone has copies of the containers on the way to it, and shares all else, so
-            that training one trains the other.
+            that training one trains the other. A model of transformers that only gives features keeps all of itself,
+            and gives its `pooler_output`.
         weights: `"DEFAULT"` for the pretrained weights that the source recommends, the name of others (a timm tag), a
             path or URL of any file that `load_weights` reads, or None for random ones. A module stays as it is with
-            `"DEFAULT"` and with None.
+            `"DEFAULT"` and with None. A configuration has none by default: pass None or a file.
         in_channels: Channels of the images. Other than 3, the first convolution is made anew and the pretrained
             kernels are adapted to it. A module's own first convolution decides.
         input_size: Side in pixels of the images; None for the size that the weights were made with.
@@ -48,19 +51,23 @@ def create_backbone(
 
     Raises:
         ValueError: A name is not known, or the model cannot be built for these channels or this size.
-        ImportError: timm is asked for and not installed.
+        ImportError: timm or transformers is asked for and not installed.
         WeightsError: The weights cannot be fetched, read, or do not fit.
     """
     _check(in_channels=in_channels, input_size=input_size)
     weights = None if weights is None else str(weights)
     if isinstance(name_or_module, nn.Module):
         return _from_module(name_or_module, weights, in_channels, input_size, classifier)
+    if _transformers.is_config(name_or_module):
+        return _from_config(name_or_module, weights, in_channels, input_size, classifier)
     if not isinstance(name_or_module, str):
         raise TypeError(f"expected the name of a backbone or a module, got {type(name_or_module).__name__}.")
     if torch.get_default_device().type == "meta" and weights is not None:
         raise ValueError(f"weights={weights!r} cannot be loaded on the meta device: pass weights=None.")
     if name_or_module.startswith("timm/"):
         return _from_timm(name_or_module, weights, in_channels, input_size, classifier)
+    if name_or_module.startswith("hf/"):
+        return _from_transformers(name_or_module, weights, in_channels, input_size, classifier)
     if name_or_module not in _torchvision.list_names():
         raise unknown_backbone(name_or_module, _torchvision.list_names() + _timm.list_names(if_installed=True))
     return _from_torchvision(name_or_module, weights, in_channels, input_size, classifier)
@@ -98,11 +105,47 @@ def _from_timm(
     return _assemble(model, trace, preprocessing, name, named or weights, weights if from_file else None)
 
 
+def _from_transformers(
+    name: str, weights: str | None, in_channels: int, input_size: int | None, classifier: str | None
+) -> Backbone:
+    from_file = is_file_or_url(weights, [])
+    if weights not in {None, "DEFAULT"} and not from_file:
+        raise unknown_weights(str(weights), name, [])
+    config = _transformers.config_of(name, in_channels, input_size)
+    preprocessing = _transformers.preprocessing_of(name, config, in_channels, input_size)
+    model, trace = _built(config, preprocessing, classifier)
+    if weights is None or from_file:
+        return _assemble(model, trace, preprocessing, name, weights, weights)
+    heads = trace.stages[-1].modules if trace.classifier is not None else ()
+    return _assemble(model, trace, preprocessing, name, weights, _transformers.download(name, model, heads))
+
+
+def _from_config(
+    config: Any, weights: str | None, in_channels: int, input_size: int | None, classifier: str | None
+) -> Backbone:
+    kind = type(config).__name__
+    if weights is not None and not is_file_or_url(weights, []):
+        raise ValueError(f"weights={weights!r}: {kind} has no weights of its own. Pass weights=None, or a path or URL.")
+    config = _transformers.adapted(config, in_channels, input_size)
+    size = input_size or _transformers.size_of(config)
+    preprocessing = _module.imagenet(in_channels, size)
+    model, trace = _built(config, preprocessing, classifier)
+    return _assemble(model, trace, preprocessing, kind, weights, weights)
+
+
+def _built(config: Any, preprocessing: Preprocessing, classifier: str | None) -> tuple[nn.Module, Trace]:
+    model = without_memory_on_meta(_transformers.build_model, config)
+    classifier = None if classifier == "auto" and _transformers.has_no_classifier(model) else classifier
+    channels = len(preprocessing.mean)
+    return model, trace_stages(model, preprocessing.crop, in_channels=channels, classifier=classifier)
+
+
 def _from_module(
     module: nn.Module, weights: str | None, in_channels: int, input_size: int | None, classifier: str | None
 ) -> Backbone:
     from_file = weights not in {None, "DEFAULT"}
     preprocessing = _module.preprocessing_of(module, in_channels, input_size)
+    classifier = None if classifier == "auto" and _transformers.has_no_classifier(module) else classifier
     trace = trace_stages(module, preprocessing.crop, in_channels=len(preprocessing.mean), classifier=classifier)
     model = _module.copy_containers(module, trace.stages[-1].modules if trace.classifier else ())
     source = weights if from_file else None

@@ -21,7 +21,8 @@ def unknown_backbone(name: str, known: Sequence[str]) -> ValueError:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return ValueError(
-        f"backbone {name!r} is not known: expected a name of list_backbones(), timm/NAME, or a module.{hint}"
+        f"backbone {name!r} is not known: expected a name of list_backbones(), timm/NAME, hf/ORG/NAME, or a module."
+        f"{hint}"
     )
 
 

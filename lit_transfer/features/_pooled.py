@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lit_transfer.features._boundary import Boundary, check_still
 from lit_transfer.features._checked_copy import apart, bound_of
 from lit_transfer.features._pieces import pieces
 from lit_transfer.features._working_copy import WorkingCopy
-from lit_transfer.stages import stages_of
+from lit_transfer.stages import first_tensor, noted, place_axes, stages_of
 
 __all__ = ["PooledStages", "pooled"]
 
@@ -29,12 +28,10 @@ def pooled(output: Any) -> Tensor | None:
     Returns:
         (N, C) in float32; None for what is none of these.
     """
-    tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    tensor = first_tensor(output)
     if tensor is None or tensor.ndim not in (2, 3, 4) or not tensor.is_floating_point():
         return None
-    axes: tuple[int, ...] = ((), (1,), (2, 3))[tensor.ndim - 2]
-    if tensor.ndim == 4 and tensor.shape[1] == tensor.shape[2] != tensor.shape[3]:
-        axes = (1, 2)
+    axes = [axis + 1 for axis in place_axes(tensor.shape[1:])]
     return tensor.float().mean(axes) if axes else tensor.float()
 
 
@@ -83,17 +80,9 @@ class PooledStages:
         return {name: _joined([vectors[name] for vectors in found]) for name in self._units}
 
     def _vectors_of(self, images: Tensor) -> dict[str, Tensor | None]:
-        seen: dict[str, Tensor | None] = {}
-        handles = [
-            self._hooked.get_submodule(unit).register_forward_hook(partial(_note, seen, name))
-            for name, unit in self._units.items()
-            if unit
-        ]
-        try:
+        units = {name: unit for name, unit in self._units.items() if unit}
+        with noted(self._hooked, units, lambda _, output: pooled(output)) as seen:
             output = self._run(images)
-        finally:
-            for handle in handles:
-                handle.remove()
         return {name: seen.get(name) if unit else pooled(output) for name, unit in self._units.items()}
 
     def _faster(
@@ -118,7 +107,3 @@ def _channels_last(module: nn.Module, images: Tensor) -> Any:
 def _joined(vectors: list[Tensor | None]) -> Tensor | None:
     tensors = [vector for vector in vectors if vector is not None]
     return torch.cat(tensors) if tensors else None
-
-
-def _note(seen: dict[str, Tensor | None], name: str, module: nn.Module, args: Any, output: Any) -> None:
-    seen[name] = pooled(output)

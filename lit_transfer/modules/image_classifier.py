@@ -73,7 +73,7 @@ class ImageClassifier(TransferModule):
         """Build the backbone with its weights, and the head where the number of classes is known.
 
         Args:
-            backbone: A name of `list_backbones`, `timm/NAME`, or a module whose classifier is cut off.
+            backbone: A name of `list_backbones`, `timm/NAME`, `hf/ORG/NAME`, or a module whose classifier is cut off.
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_classes: Number of classes; None takes it from `class_names` or from the data.
             class_names: Names in the order of the outputs; None takes them from the data.

@@ -60,7 +60,7 @@ class TransferModule(LightningModule):
         """Build the backbone with its weights, and the head where its width is known.
 
         Args:
-            backbone: A name of `list_backbones`, `timm/NAME`, or a module whose classifier is cut off.
+            backbone: A name of `list_backbones`, `timm/NAME`, `hf/ORG/NAME`, or a module whose classifier is cut off.
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_outputs: Width of the head's answer; None if the data or `configure_head` tells.
             head: `"linear"`, `"mlp"`, or a module from (N, num_features) to the answer.

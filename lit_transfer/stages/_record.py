@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["Call", "Inputs", "Record", "Use", "record_run"]
+__all__ = ["Call", "Inputs", "Record", "Use", "first_tensor", "record_run"]
 
 
 # On the meta device torch takes these apart in Python, which is most of a trace's time.
@@ -32,7 +32,8 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 class Call:
     """The first call of a module: when it began and ended; its first input and output tensors; how often it was called.
 
-    Two calls with one `input_id` took the same tensor.
+    Two calls with one `input_id` took the same tensor, two with one `output_id` gave the same. An output is
+    `overwritten` if it is changed in place later on.
     """
 
     start: int
@@ -40,7 +41,9 @@ class Call:
     input_shape: tuple[int, ...] | None = None
     input_id: int | None = None
     output_shape: tuple[int, ...] | None = None
+    output_id: int | None = None
     times: int = 1
+    overwritten: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Record:
     output_shape: tuple[int, ...] = ()
 
 
-def record_run(module: nn.Module, inputs: Inputs) -> Record:
+def record_run(module: nn.Module, inputs: Inputs, *, for_real: bool = True) -> Record:
     """Run the module in eval mode and write down what it uses; nothing about it or torch's state is changed by this.
 
     Parameters and buffers are replaced by tensors on the meta device for the run, so that no memory is filled and
@@ -72,6 +75,7 @@ def record_run(module: nn.Module, inputs: Inputs) -> Record:
     Args:
         module: Any module whose parameters exist.
         inputs: Positional and keyword arguments of its `forward`; tensors of any device.
+        for_real: Whether it may be run for real.
 
     Raises:
         ValueError: It runs neither way.
@@ -82,7 +86,7 @@ def record_run(module: nn.Module, inputs: Inputs) -> Record:
     try:
         return _Recorder(module).run(*_on_meta(module, inputs))
     except Exception as error:
-        if any(parameter.is_meta for parameter in module.parameters()):
+        if not for_real or any(parameter.is_meta for parameter in module.parameters()):
             raise ValueError(_cannot_run(module, inputs, error)) from error
     try:
         return _Recorder(module).run({}, *_for_real(module, inputs))
@@ -130,6 +134,7 @@ class _Recorder(TorchFunctionMode):
         self._by_id: dict[int, str] = {}
         self._inside: list[str] = []
         self._alive: list[Tensor | None] = []
+        self._given: list[tuple[Call, Tensor, int]] = []
         self._clock = itertools.count()
         self._record = Record()
 
@@ -146,6 +151,8 @@ class _Recorder(TorchFunctionMode):
                     out = self._module(*args, **kwargs)
         self._record.input_shape = _shape((args, kwargs)) or ()
         self._record.output_shape = _shape(out) or ()
+        for call, given, version in self._given:
+            call.overwritten = given._version != version
         return self._record
 
     @contextlib.contextmanager
@@ -181,6 +188,9 @@ class _Recorder(TorchFunctionMode):
             call = self._record.calls[name]
             if call.end < 0:
                 call.end, call.output_shape = next(self._clock), _shape(output)
+                if (given := first_tensor(output)) is not None:
+                    call.output_id = id(given)
+                    self._given.append((call, given, given._version))
 
         return hook
 
@@ -188,7 +198,7 @@ class _Recorder(TorchFunctionMode):
         for tensor in _tensors((args, kwargs)):
             if name := self._by_id.get(id(tensor)):
                 self._note(name)
-        if func in _SHAPE_KEEPING and args[0].is_meta:
+        if func in _SHAPE_KEEPING and args[0].is_meta and not (kwargs or {}).get("inplace"):
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -211,8 +221,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors([getattr(value, f.name) for f in dataclasses.fields(value)])
 
 
+def first_tensor(value: Any) -> Tensor | None:
+    """Return the first tensor with a dimension in nested tuples, lists, dictionaries and dataclasses."""
+    return next((tensor for tensor in _tensors(value) if tensor.ndim > 0), None)
+
+
 def _shape(value: Any) -> tuple[int, ...] | None:
-    return next((tuple(tensor.shape) for tensor in _tensors(value) if tensor.ndim > 0), None)
+    first = first_tensor(value)
+    return None if first is None else tuple(first.shape)
 
 
 @contextlib.contextmanager

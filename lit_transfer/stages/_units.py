@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_transfer.stages._record import Record
 
-__all__ = ["Unit", "open_along", "open_dominant", "top_units"]
+__all__ = ["Unit", "open_along", "open_dominant", "place_axes", "top_units"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,19 @@ class Unit:
         """Whether its children follow each other.
 
         They do not where two of them take the same tensor (branches of a sum), nor where pixels come after a single
-        place (a gate from pooled features, as in squeeze and excitation).
+        place (a gate from pooled features, as in squeeze and excitation). It may return them beside what it pooled.
         """
         calls = [self.record.calls.get(child.name) for child in self.children if child.size]
         taken = [call.input_id for call in calls if call and call.input_id is not None]
-        places = [child.positions for child in (*self.children, self) if child.positions is not None]
+        given = {self._output_id(child.name) for child in self.children} - {None}
+        whole = () if self._output_id(self.name) in given else (self,)
+        places = [child.positions for child in (*self.children, *whole) if child.positions is not None]
         gated = 1 in places and any(count > 1 for count in places[places.index(1) :])
         return len(taken) == len(set(taken)) and not gated
+
+    def _output_id(self, name: str) -> int | None:
+        call = self.record.calls.get(name)
+        return call.output_id if call else None
 
     @property
     def output_shape(self) -> tuple[int, ...] | None:
@@ -86,11 +92,16 @@ class Unit:
 def _count_places(shape: tuple[int, ...] | None, inputs: tuple[int, ...]) -> int | None:
     if shape is None or len(shape) > max(3, len(inputs)):  # windows or groups of channels besides
         return None
-    return math.prod(shape[1:][axis] for axis in _places(shape[1:], inputs))
+    return math.prod(shape[1:][axis] for axis in place_axes(shape[1:], inputs))
 
 
-def _places(shape: tuple[int, ...], inputs: tuple[int, ...]) -> Sequence[int]:
-    """Axes that are places and not channels in a shape without batch dimension."""
+def place_axes(shape: Sequence[int], inputs: Sequence[int] = (1, 3, 1, 1)) -> Sequence[int]:
+    """Axes that are places and not channels in a shape without batch dimension.
+
+    Args:
+        shape: Of an output, without its batch dimension.
+        inputs: Shape of the input with its batch dimension; square images by default.
+    """
     if len(shape) <= 1:
         return ()
     if len(shape) == 2:  # tokens (T, C), unless the input itself is a signal (N, C, L)

@@ -188,3 +188,28 @@ def test_a_compiled_child_is_looked_into_and_not_compiled_again() -> None:
     trace = trace_stages(module, 32)
     assert trace.stages[0].modules == ("0._orig_mod.conv", "0._orig_mod.norm")
     assert not compiled
+
+
+def test_a_model_that_returns_its_map_beside_what_it_pooled_is_opened() -> None:
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 1))
+            self.two = nn.Sequential(nn.Conv2d(4, 5, 2, 2), nn.Conv2d(5, 5, 1))
+            self.three = nn.Sequential(nn.Conv2d(5, 6, 2, 2), nn.Conv2d(6, 6, 1))
+            self.pool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            spread = self.three(self.two(self.one(x)))
+            return spread, self.pool(spread)
+
+    class Classifying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = Pooling(), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x)[1].flatten(1))
+
+    stages = trace_stages(Classifying(), 32).stages
+    assert [stage.modules for stage in stages[:-1]] == [("body.one",), ("body.two",), ("body.three", "body.pool")]
