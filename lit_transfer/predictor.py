@@ -83,7 +83,7 @@ class Predictor:
 
         Returns:
             What `module.describe_answer` makes of each answer; a `Prediction` for an `ImageClassifier`, an
-            `Estimate` for an `ImageRegressor`.
+            `Estimate` for an `ImageRegressor`, a `LabelPrediction` for a `MultiLabelClassifier`.
 
         Raises:
             FileNotFoundError: If a path does not exist.

@@ -101,7 +101,7 @@ class NamedOutputs(TransferModule):
         """Put a fresh head with other outputs on the backbone."""
         number = self._agreed_number(number, names)
         self._refuse_with_optimizers()
-        self.output_names = names
+        self.output_names, self.records = names, {}
         super().reset_head(num_outputs=number, head=head)
 
     def _columns(self, target: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -160,6 +160,10 @@ class NamedOutputs(TransferModule):
             self.records[stage] = metric.compute().cpu()
             metric.reset()
             self.summarise(stage, self.records[stage])
+
+    def _log_value(self, metric: str, stage: RunStage, value: float) -> None:
+        """Log what is known for a whole stage; all processes have the same value."""
+        self.log(f"{stage}_{metric}", value, prog_bar=stage == "val", sync_dist=True)
 
     def _log_by_name(self, metric: str, stage: RunStage, values: Mapping[str, float]) -> None:
         """Log one value for each name; all processes have the same ones."""

@@ -39,3 +39,26 @@ def plot_scatter(answers: Tensor, targets: Tensor, titles: Sequence[str]) -> Fig
         axes.scatter(true.numpy(), predicted.numpy(), s=14, alpha=max(0.15, min(0.8, 60 / len(true))), linewidths=0)
         axes.set(title=title, xlabel="true", ylabel="predicted", aspect="equal")
     return figure
+
+
+def plot_thresholds(
+    thresholds: Sequence[float], f1: Sequence[float], counts: Sequence[int], names: Sequence[str]
+) -> Figure:
+    """Draw a row for each label: its F1 as a bar, its threshold as a mark, and how many images have it.
+
+    Args:
+        thresholds: Probability from which on each label is given.
+        f1: F1 of each label at its threshold.
+        counts: Number of images that have each label.
+        names: Names of the labels.
+    """
+    figure = Figure(figsize=(7, 1.6 + 0.35 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(names))
+    axes.barh(rows, f1, height=0.6, color="tab:blue", alpha=0.5, label="F1")
+    axes.plot(thresholds, rows, "D", color="tab:red", markersize=6, label="threshold")
+    axes.axvline(0.5, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_yticks(rows, [f"{name} ({count})" for name, count in zip(names, counts, strict=True)])
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), title="F1 and threshold by label (images that have it)")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

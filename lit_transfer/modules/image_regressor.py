@@ -239,7 +239,7 @@ class ImageRegressor(NamedOutputs):
     def summarise(self, stage: RunStage, record: Tensor) -> None:
         """Log R2, and with several targets the error of each."""
         if record.shape[1] > 1:
-            self.log(f"{stage}_r2", self._r2(record).mean().item(), prog_bar=stage == "val", sync_dist=True)
+            self._log_value("r2", stage, self._r2(record).mean().item())
         if len(errors := self._errors(record)) > 1:
             self._log_by_name("mae", stage, errors)
 

@@ -9,11 +9,10 @@ from torch.utils.data import DataLoader, TensorDataset
 GREY = torch.linspace(0, 1, 16)
 
 
-class Numbers(LightningDataModule):
-    """The targets are brightness and darkness."""
+class Own(LightningDataModule):
+    """Images of an even grey."""
 
-    target_names = ("brightness", "darkness")
-    targets = torch.stack([100 * GREY, 1 - GREY], dim=1)
+    targets: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,3 +22,17 @@ class Numbers(LightningDataModule):
         return DataLoader(self.train_dataset, batch_size=8)
 
     train_dataloader = val_dataloader = test_dataloader = _loader
+
+
+class Numbers(Own):
+    """The targets are brightness and darkness."""
+
+    target_names = ("brightness", "darkness")
+    targets = torch.stack([100 * GREY, 1 - GREY], dim=1)
+
+
+class Labels(Own):
+    """An image may be bright, dark, or both."""
+
+    label_names = ("bright", "dark")
+    targets = torch.stack([GREY > 0.4, GREY < 0.6], dim=1).float()

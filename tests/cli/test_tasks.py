@@ -18,6 +18,7 @@ SMALL = (
 BEST = "runs/version_0/checkpoints/best.ckpt"
 TASKS = {
     "ImageRegressor": ("Numbers", "scatter", ["brightness", "darkness"]),
+    "MultiLabelClassifier": ("Labels", "thresholds", ["labels", "p(bright)", "p(dark)"]),
 }
 
 
