@@ -57,6 +57,7 @@ class ImageClassifier(NamedOutputs):
     monitor: ClassVar[tuple[str, str]] = ("val_acc", "max")
     _thing, _things, _fewest = "class", "classes", 2
     _told_as = ("class_names", "classes")
+    optional_buffers = ("loss.weight",)
 
     def __init__(
         self,

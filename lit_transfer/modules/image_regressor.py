@@ -87,7 +87,8 @@ class ImageRegressor(NamedOutputs):
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_targets: Number of targets; None takes it from `target_names` or from the data.
             target_names: Names in the order of the outputs; None takes them from the data.
-            target_mean: Mean of each target; None takes it from the training data.
+            target_mean: Mean of each target; None takes it from the training data. A head that another library trained
+                on targets as they are goes with 0, and 1 for the next.
             target_std: Standard deviation of each target; None takes it from the training data.
             loss: Of standardised targets: `"mse"` for the mean, which R2 judges by; `"mae"` for the median, which
                 outliers do not move; `"huber"` for the former below an error of one standard deviation, and the
@@ -118,6 +119,8 @@ class ImageRegressor(NamedOutputs):
         self._loss_name = loss
         self._given_scale = None if target_mean is None or target_std is None else (target_mean, target_std)
         self._scale_is_known = self._given_scale is not None
+        if self._scale_is_known:  # else a head of another library's file would be read in the scale of other data
+            self.optional_buffers = ("target_mean", "target_std")
         super().__init__(
             backbone,
             weights,

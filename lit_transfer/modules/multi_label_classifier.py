@@ -56,6 +56,7 @@ class MultiLabelClassifier(NamedOutputs):
     monitor: ClassVar[tuple[str, str]] = ("val_map", "max")
     _thing, _things = "label", "labels"
     _told_as = ("label_names",)
+    optional_buffers = ("thresholds", "loss.pos_weight")
     _made = (*NamedOutputs._made, "thresholds")
     thresholds: Tensor
 

@@ -38,6 +38,8 @@ class TransferModule(LightningModule):
 
     # By which metric, and in which direction, the command line keeps the best checkpoint.
     monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
+    # Which buffers stay as they are where weights come from a file that lacks them, as one of another library does.
+    optional_buffers: tuple[str, ...] = ()
     # What `_build` makes for the head that there is, and a new head forgets.
     _made: ClassVar[tuple[str, ...]] = ("head", "loss", "val_metrics", "test_metrics")
     head: nn.Module
