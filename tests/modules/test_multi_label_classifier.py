@@ -53,8 +53,11 @@ def test_no_threshold_is_better_than_the_best() -> None:
 
 def test_neighbours_in_float32_are_told_apart() -> None:
     low = torch.tensor(0.7)
-    p = torch.stack([low, torch.nextafter(low, torch.tensor(1.0))])
-    assert (p >= best_thresholds(p[:, None], torch.tensor([[0], [1]]))).tolist() == [False, True]
+    for _ in range(2):  # the middle is rounded down after one of them, and up after the other
+        high = torch.nextafter(low, torch.tensor(1.0))
+        p = torch.stack([low, high])
+        assert (p >= best_thresholds(p[:, None], torch.tensor([[0], [1]]))).tolist() == [False, True]
+        low = high
 
 
 def test_learns_and_logs_its_metrics(labels: Any, backbone: nn.Module, make_trainer: MakeTrainer) -> None:
