@@ -103,7 +103,6 @@ def check_head(head: nn.Module, num_features: int, num_outputs: int | None = Non
     return head
 
 
-@torch.no_grad()
 def set_bias_from_counts(head: nn.Module, counts: Sequence[int]) -> None:
     """Set the last linear layer's bias to the logarithms of the class frequencies: training starts at the prior.
 
@@ -115,8 +114,27 @@ def set_bias_from_counts(head: nn.Module, counts: Sequence[int]) -> None:
         head: A head whose last linear layer has one output for each class; one without such a layer is left alone.
         counts: Number of training examples of each class.
     """
-    linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    if not linears or linears[-1].bias is None or len(linears[-1].bias) != len(counts):
-        return
     shares = torch.tensor(counts, dtype=torch.float64).clamp(min=1)
-    linears[-1].bias.copy_((shares / shares.sum()).log().to(linears[-1].bias))
+    _set_bias(head, (shares / shares.sum()).log())
+
+
+def set_bias_from_rates(head: nn.Module, counts: Sequence[int], total: int) -> None:
+    """Set the last linear layer's bias to the log odds of each label, as the paper of `set_bias_from_counts` does.
+
+    With zero features the sigmoid of the bias then gives each label its rate in the data, with one example more that
+    has it and one that has not (Laplace's rule), since a label that all or none of the images have has no finite odds.
+
+    Args:
+        head: A head whose last linear layer has one output for each label; one without such a layer is left alone.
+        counts: Number of training examples that have each label.
+        total: Number of training examples.
+    """
+    having = torch.tensor(counts, dtype=torch.float64) + 1
+    _set_bias(head, (having / (total + 2 - having)).log())
+
+
+@torch.no_grad()
+def _set_bias(head: nn.Module, values: Tensor) -> None:
+    linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if linears and linears[-1].bias is not None and len(linears[-1].bias) == len(values):
+        linears[-1].bias.copy_(values.to(linears[-1].bias))

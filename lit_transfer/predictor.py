@@ -34,6 +34,7 @@ class Predictor:
         module: The module, in eval mode.
         preprocessing: How images are made ready for it.
         class_names: Names of the classes in the order of the outputs, or None.
+        output_names: Names of the classes, labels or targets in the order of the outputs, or None.
         device: Where it computes.
     """
 
@@ -65,6 +66,7 @@ class Predictor:
         self.device = torch.device(device)
         self.module = module.eval().to(self.device)
         self.class_names: list[str] | None = getattr(module, "class_names", None)
+        self.output_names: list[str] | None = getattr(module, "output_names", None)
         self.batch_size, self.preprocessing = batch_size, preprocessing
         self._transform = preprocessing.transform()
         self._compute = getattr(module, "predict_step", module)
@@ -80,7 +82,8 @@ class Predictor:
                 from 0 to 1: the preprocessing is done here.
 
         Returns:
-            What `module.describe_answer` makes of each answer; a `Prediction` for an `ImageClassifier`.
+            What `module.describe_answer` makes of each answer; a `Prediction` for an `ImageClassifier`, an
+            `Estimate` for an `ImageRegressor`, a `LabelPrediction` for a `MultiLabelClassifier`.
 
         Raises:
             FileNotFoundError: If a path does not exist.

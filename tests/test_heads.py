@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_transfer.heads import check_head, create_head, set_bias_from_counts
+from lit_transfer.heads import check_head, create_head, set_bias_from_counts, set_bias_from_rates
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp"])
@@ -49,6 +49,12 @@ def test_bias_gives_the_class_frequencies() -> None:
     head = create_head("mlp", 8, 3, dropout=0.1)
     set_bias_from_counts(head, [10, 30, 60])
     assert torch.allclose(head[-1].bias.softmax(0), torch.tensor([0.1, 0.3, 0.6]))
+
+
+def test_bias_gives_the_rate_of_each_label_which_is_never_zero_or_one() -> None:
+    head = create_head("linear", 8, 3)
+    set_bias_from_rates(head, [0, 4, 8], 8)
+    assert torch.allclose(head.bias.sigmoid(), torch.tensor([0.1, 0.5, 0.9]))
 
 
 def test_bias_of_a_head_with_another_width_is_left_alone() -> None:

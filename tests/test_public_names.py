@@ -25,7 +25,7 @@ PUBLIC = {
     ],
     "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "TolerantRestore", "WeightLoading"],
     "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
-    "lit_transfer.modules": ["ImageClassifier", "TransferModule"],
+    "lit_transfer.modules": ["ImageClassifier", "ImageRegressor", "MultiLabelClassifier", "TransferModule"],
 }
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
-from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lit_transfer.modules import read_saved
+from lit_transfer.modules import TransferModule, read_saved
 
 
 def print_report(trainer: Trainer, module: LightningModule) -> None:
-    """Draw the log and the confusion matrix beside the log, and print the paths and the next command."""
+    """Draw the log and the module's own pictures beside the log, and print the paths and the next command."""
     for name, value in _left_behind(trainer, module):
         print(f"{name:17} {value}")
 
@@ -31,10 +29,10 @@ def _left_behind(trainer: Trainer, module: LightningModule) -> Iterator[tuple[st
     if folder is not None and (folder / "metrics.csv").is_file():
         yield "log", _short(folder / "metrics.csv")
         yield "its plot", _short(plot_log(folder / "metrics.csv", folder / "metrics.png"))
-    matrix = getattr(module, "confusion", {}).get("val")
-    if folder is not None and matrix is not None:
-        names = getattr(module, "class_names", None)
-        yield "confusion matrix", f"{_short(plot_confusion(matrix, names, folder / 'confusion.png'))}  (last epoch)"
+    if folder is not None and isinstance(module, TransferModule):
+        for name, figure in module.figures("val").items():
+            figure.savefig(folder / f"{name}.png", dpi=120)
+            yield name, f"{_short(folder / f'{name}.png')}  (last epoch)"
     if folder is not None and (folder / "config.yaml").is_file():
         yield "config", f"{_short(folder / 'config.yaml')}  (lit-transfer fit --config FILE runs it again)"
     if best is not None:
@@ -78,20 +76,6 @@ def _curves(log: Path) -> dict[str, dict[int, float]]:
                 if value and (name == "train_loss" or name.startswith("val_")):
                     values[name][int(row["epoch"])].append(float(value))
     return {name: {epoch: sum(v) / len(v) for epoch, v in points.items()} for name, points in values.items()}
-
-
-def plot_confusion(matrix: Tensor, class_names: list[str] | None, picture: Path) -> Path:
-    """Draw a confusion matrix (num_classes, num_classes) of counts, rows being the true classes.
-
-    Returns:
-        `picture`.
-    """
-    size = max(4.0, 0.5 * len(matrix) + 2)
-    figure = Figure(figsize=(size, size), layout="constrained")
-    metric = MulticlassConfusionMatrix(len(matrix))
-    metric.plot(matrix, ax=figure.subplots(), add_text=len(matrix) <= 30, labels=class_names)
-    figure.savefig(picture, dpi=120)
-    return picture
 
 
 def _short(path: str | Path) -> str:

@@ -16,7 +16,6 @@ from rich.table import Table
 from lit_transfer.callbacks import FinetuningSchedule
 from lit_transfer.cli._noise import only_warnings
 from lit_transfer.cli._parsing import CommandParser
-from lit_transfer.cli._report import plot_confusion
 from lit_transfer.data import DigitsData
 from lit_transfer.modules import ImageClassifier
 
@@ -66,13 +65,13 @@ def _tell(console: Console, folder: Path, seeds: int) -> None:
         if strategy != "from scratch":
             console.print(stage_table(strategy, *runs[-1]))
         if strategy == "fine-tuning":
-            matrix = runs[-1][1].confusion["test"]
+            confusion = runs[-1][1].figures("test")["confusion"]
     console.print(result_table(results))
 
-    names = [str(digit) for digit in TARGET["classes"]]
     console.print("[bold]4. Left behind[/]")
     console.print(f"   {plot_results(results, folder / 'results.png')}")
-    console.print(f"   {plot_confusion(matrix, names, folder / 'confusion.png')}")
+    confusion.savefig(folder / "confusion.png", dpi=120)
+    console.print(f"   {folder / 'confusion.png'}")
     console.print(f"   lit-transfer fit --config {write_config(checkpoint, folder / 'finetune.yaml')}  (runs it again)")
 
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,29 +41,32 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _answers(predictor: Predictor, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _answers(predictor: Predictor, paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     stream = zip(paths, predictor.stream(paths), strict=True)
     console = Console(stderr=True)  # standard output may be the answers
     for path, answer in track(stream, "predicting", total=len(paths), console=console, disable=not console.is_terminal):
-        yield {"path": str(path), **(asdict(answer) if is_dataclass(answer) else {"answer": answer})}  # type: ignore[arg-type]  # an instance, not a class
+        yield str(path), answer
 
 
-def _write(as_json: bool, rows: Any, file: TextIO) -> None:
+def _entries(answer: Any) -> dict[str, Any]:
+    return asdict(answer) if is_dataclass(answer) else {"answer": answer}  # type: ignore[arg-type]  # an instance, not a class
+
+
+def _columns(answer: Any) -> dict[str, Any]:
+    """Ask an answer for its columns (`label, probability, p(ants), p(bees)`), numbers with the digits of float32."""
+    columns = answer.columns() if hasattr(answer, "columns") else _entries(answer)
+    return {name: f"{value:.7g}" if isinstance(value, float) else value for name, value in columns.items()}
+
+
+def _write(as_json: bool, answers: Iterable[tuple[str, Any]], file: TextIO) -> None:
     if as_json:
-        for row in rows:
-            print(json.dumps(row), file=file)
+        for path, answer in answers:
+            print(json.dumps({"path": path, **_entries(answer)}), file=file)
         return
     writer = None
-    for row in rows:
-        flat = _flat(row)
+    for path, answer in answers:
+        row = {"path": path, **_columns(answer)}
         if writer is None:
-            writer = csv.DictWriter(file, list(flat))
+            writer = csv.DictWriter(file, list(row))
             writer.writeheader()
-        writer.writerow(flat)
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """One column for each class: `path, label, probability, p(ants), p(bees)`."""
-    plain = {key: value for key, value in row.items() if key != "probabilities"}
-    shares = {f"p({name})": f"{share:.6f}" for name, share in row.get("probabilities", {}).items()}
-    return {**plain, **shares}
+        writer.writerow(row)

@@ -1,37 +1,74 @@
-"""Who tells the classes: the datamodule, or the dataset of a plain DataLoader."""
+"""What the data tells a module: the datamodule, or the dataset of a plain DataLoader."""
 
+from collections.abc import Iterator, Sized
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import Subset
 
 
-def classes_source(trainer: Trainer) -> Any:
-    """Give the object whose `class_names` or `classes` are meant: the datamodule, else the training set.
+def told(trainer: Trainer, *names: str) -> Any:
+    """Give the first attribute of these that the datamodule has, else the training set, else what that is a part of.
+
+    Returns:
+        Its value; None where it is missing, or empty.
+    """
+    for place in _places(trainer):
+        for name in names:
+            value = getattr(place, name, None)
+            if value is not None and (not isinstance(value, Sized) or len(value)):
+                return value
+    return None
+
+
+def training_size(trainer: Trainer) -> int | None:
+    """Give the number of training examples, or None if nobody can tell it without reading them."""
+    dataset = _training_set(trainer)
+    return len(dataset) if isinstance(dataset, Sized) else None
+
+
+def training_targets(trainer: Trainer) -> Tensor | None:
+    """Give the targets (N, columns) of the training set where it holds them as such, so that no image is read.
+
+    That is so for datasets with `targets`, as torchvision's have them, for a `TensorDataset`, and for parts of these.
+    """
+    return _targets(_training_set(trainer))
+
+
+def _places(trainer: Trainer) -> Iterator[Any]:
+    if (datamodule := getattr(trainer, "datamodule", None)) is not None:
+        yield datamodule
+        return
+    dataset = _training_set(trainer)
+    while dataset is not None:
+        yield dataset
+        dataset = getattr(dataset, "dataset", None)  # torch.utils.data.Subset and its like
+
+
+def _training_set(trainer: Trainer) -> Any:
+    """Find the training set.
 
     In `setup` no loader is built yet, and Lightning has no public way to what `fit` was given; its private
     `_data_source` is read here and nowhere else in the modules.
     """
-    datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is not None:
-        return datamodule
-    dataset = getattr(trainer.fit_loop._data_source.instance, "dataset", None)
-    while dataset is not None and not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset  # torch.utils.data.Subset and its like
-    return dataset
+    if (datamodule := getattr(trainer, "datamodule", None)) is not None:
+        return getattr(datamodule, "train_dataset", None)
+    return getattr(trainer.fit_loop._data_source.instance, "dataset", None)
 
 
-def agreed_number(num_classes: int | None, class_names: list[str] | None) -> int | None:
-    """Give the number of classes that both arguments agree on.
-
-    Raises:
-        ValueError: If they do not, or if it is less than two.
-    """
-    if num_classes is not None and class_names is not None and num_classes != len(class_names):
-        raise ValueError(f"num_classes={num_classes}, but class_names has {len(class_names)} names: leave one out.")
-    number = num_classes if num_classes is not None else (len(class_names) if class_names is not None else None)
-    if number is not None and number < 2:
-        raise ValueError(f"num_classes={number}: a classifier needs at least two classes.")
-    return number
+def _targets(dataset: Any) -> Tensor | None:
+    if isinstance(dataset, Subset):
+        whole = _targets(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+    found = getattr(dataset, "targets", None)
+    if found is None:
+        found = getattr(dataset, "tensors", (None,))[-1]  # of a TensorDataset
+    if found is None:
+        return None
+    targets = torch.as_tensor(found, dtype=torch.float64)
+    return targets.reshape(len(targets), -1)
 
 
 def listed(names: list[str] | None, most: int = 8) -> str:

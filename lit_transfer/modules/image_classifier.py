@@ -1,7 +1,7 @@
 """One label for each image: binary and multiclass classification."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -15,9 +15,12 @@ from torchmetrics.classification import (
 )
 
 from lit_transfer.heads import set_bias_from_counts
-from lit_transfer.modules._saved import ENTRY
-from lit_transfer.modules._told_by_data import agreed_number, classes_source, listed
-from lit_transfer.modules.transfer_module import RunStage, TransferModule
+from lit_transfer.modules._named_outputs import NamedOutputs
+from lit_transfer.modules._told_by_data import told
+from lit_transfer.modules.transfer_module import RunStage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,13 @@ class Prediction:
     probability: float
     probabilities: dict[str, float]
 
+    def columns(self) -> dict[str, Any]:
+        """Give the columns of a table: one for each class beside the label."""
+        shares = {f"p({name})": share for name, share in self.probabilities.items()}
+        return {"label": self.label, "probability": self.probability, **shares}
 
-class ImageClassifier(TransferModule):
+
+class ImageClassifier(NamedOutputs):
     """Classify images into two or more classes, each image into exactly one.
 
     Logged on validation and test data: `val_loss`, `val_acc` (share of right answers), `val_top5` (with more than
@@ -44,10 +52,12 @@ class ImageClassifier(TransferModule):
 
     Attributes:
         class_names: Names of the classes in the order of the outputs, or None if nobody told them.
-        confusion: The confusion matrix (num_classes, num_classes) of each stage that ran last, as counts.
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val_acc", "max")
+    _thing, _things, _fewest = "class", "classes", 2
+    _told_as = ("class_names", "classes")
+    optional_buffers = ("loss.weight",)
 
     def __init__(
         self,
@@ -104,11 +114,10 @@ class ImageClassifier(TransferModule):
         self._class_counts: list[int] | None = None
         self._label_smoothing = label_smoothing
         self._init_bias = init_bias and class_weights is None
-        num_classes = agreed_number(num_classes, class_names)
         super().__init__(
             backbone,
             weights,
-            num_outputs=num_classes,
+            num_outputs=self._agreed_number(num_classes, class_names),
             head=head,
             dropout=dropout,
             in_channels=in_channels,
@@ -120,7 +129,11 @@ class ImageClassifier(TransferModule):
             channels_last=channels_last,
             compile=compile,
         )
-        self.confusion: dict[str, Tensor] = {}
+
+    @property
+    def confusion(self) -> dict[str, Tensor]:
+        """The confusion matrix (num_classes, num_classes) of each stage that ran last, as counts."""
+        return self.records
 
     @property
     def num_classes(self) -> int | None:
@@ -155,12 +168,15 @@ class ImageClassifier(TransferModule):
             metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, validate_args=False)
         return metrics
 
-    def _build(self) -> None:
-        """Build what is missing, and the confusion matrices, which are no scalars to log."""
-        super()._build()
-        if not self._has("val_confusion"):
-            self.val_confusion = MulticlassConfusionMatrix(self.num_classes or 2, validate_args=False)
-            self.test_confusion = self.val_confusion.clone()
+    def configure_record(self) -> Metric:
+        """The confusion matrix."""
+        return MulticlassConfusionMatrix(self.num_classes or 2, validate_args=False)
+
+    def figures(self, stage: RunStage) -> dict[str, "Figure"]:
+        """Draw the confusion matrix of a stage that ran."""
+        from lit_transfer.modules._pictures import plot_confusion  # matplotlib is slow to import
+
+        return {"confusion": plot_confusion(self.records[stage], self.class_names)} if stage in self.records else {}
 
     def reset_head(  # type: ignore[override]  # a classifier counts classes, not outputs
         self,
@@ -180,11 +196,7 @@ class ImageClassifier(TransferModule):
             RuntimeError: If optimizers exist that hold the old head's parameters.
             ValueError: If the number of names is not `num_classes`.
         """
-        number = agreed_number(num_classes, class_names)
-        self._refuse_with_optimizers()
-        self.class_names = class_names
-        self._forget("val_confusion", "test_confusion")
-        super().reset_head(num_outputs=number, head=head)
+        self._reset_head(num_classes, class_names, head)
 
     def setup(self, stage: str) -> None:
         """Take the classes from the data where they were not given, and refuse data that contradicts.
@@ -192,12 +204,7 @@ class ImageClassifier(TransferModule):
         Raises:
             ValueError: If the data has other classes than this module, or does not tell what is asked of it.
         """
-        told = classes_source(self.trainer)
-        names = getattr(told, "class_names", None) or getattr(told, "classes", None)
-        self._agree_with_data(len(names) if names else getattr(told, "num_classes", None), list(names or []))
-        if self.num_classes is None:
-            raise ValueError("num_classes is not given and the data does not tell it (class_names, classes): pass it.")
-        self._class_counts = getattr(told, "class_counts", None) or self._class_counts
+        self._class_counts = told(self.trainer, "class_counts") or self._class_counts
         if self._class_weights == "balanced" and stage == "fit":
             self._balance()
         super().setup(stage)
@@ -213,66 +220,12 @@ class ImageClassifier(TransferModule):
             )
         self._forget("loss")
 
-    def _agree_with_data(self, number: int | None, names: list[str]) -> None:
-        if number is not None and self.num_classes is not None and number != self.num_classes:
-            raise ValueError(
-                f"num_classes={self.num_classes} contradicts the data, which has {number} classes"
-                f"{f' ({listed(names)})' if names else ''}: leave num_classes out, or give other data."
-            )
-        if names and self.class_names and names != self.class_names:
-            raise ValueError(
-                f"class_names ({listed(self.class_names)}) contradict the data's classes ({listed(names)}): "
-                "leave class_names out, or call reset_head for new classes."
-            )
-        self.num_outputs = self.num_outputs or number
-        self.class_names = self.class_names or names or None
-
-    def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
-        """Update the metrics of a stage, and its confusion matrix, with logits (N, num_classes) and labels (N,)."""
-        super().update_metrics(stage, answer, target)
-        if self._is_measured(stage):
-            self._confusion_metric(stage).update(answer, target)
-
-    def _confusion_metric(self, stage: str) -> MulticlassConfusionMatrix:
-        metric: MulticlassConfusionMatrix = getattr(self, f"{stage}_confusion")
-        return metric
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the confusion matrix of the validation data."""
-        self._keep_confusion("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Keep the confusion matrix of the test data."""
-        self._keep_confusion("test")
-
-    def _keep_confusion(self, stage: RunStage) -> None:
-        if self._is_measured(stage):
-            metric = self._confusion_metric(stage)
-            self.confusion[stage] = metric.compute().cpu()
-            metric.reset()
-
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Give the probabilities (N, num_classes) for a batch of images, with or without targets."""
         return super().predict_step(batch, batch_idx).softmax(dim=-1)
 
     def describe_answer(self, output: Tensor) -> Prediction:
         """Name the class of one row of probabilities (num_classes,)."""
-        names = self.class_names or [str(number) for number in range(len(output))]
-        probabilities = dict(zip(names, output.tolist(), strict=True))
-        label = names[int(output.argmax())]
+        probabilities = dict(zip(self._names_or_numbers, output.tolist(), strict=True))
+        label = self._names_or_numbers[int(output.argmax())]
         return Prediction(label, probabilities[label], probabilities)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the names of the classes beside what the base class writes."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[ENTRY]["class_names"] = self.class_names
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the names of the classes, and refuse a checkpoint with others than the data's.
-
-        Raises:
-            ValueError: If the checkpoint has other classes than this module has by now.
-        """
-        saved = checkpoint.get(ENTRY, {})
-        self._agree_with_data(saved.get("num_outputs"), saved.get("class_names") or [])
-        super().on_load_checkpoint(checkpoint)

@@ -1,6 +1,6 @@
 """The base of all modules: a pretrained backbone, a head, and four hooks to make it one's own."""
 
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,6 +20,9 @@ from lit_transfer.schedule import refuse_without_schedule
 from lit_transfer.stages import Stage, stages_of
 from lit_transfer.weights import WeightsError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 RunStage = Literal["train", "val", "test"]
 
 
@@ -35,6 +38,10 @@ class TransferModule(LightningModule):
 
     # By which metric, and in which direction, the command line keeps the best checkpoint.
     monitor: ClassVar[tuple[str, str]] = ("val_loss", "min")
+    # Which buffers stay as they are where weights come from a file that lacks them, as one of another library does.
+    optional_buffers: tuple[str, ...] = ()
+    # What `_build` makes for the head that there is, and a new head forgets.
+    _made: ClassVar[tuple[str, ...]] = ("head", "loss", "val_metrics", "test_metrics")
     head: nn.Module
     loss: nn.Module
     val_metrics: MetricCollection
@@ -148,7 +155,7 @@ class TransferModule(LightningModule):
             self.loss = self.configure_loss()
 
     def _has(self, name: str) -> bool:
-        return name in self._modules or name in self.__dict__
+        return any(name in held for held in (self._modules, self._buffers, self.__dict__))
 
     def reset_head(self, *, num_outputs: int | None = None, head: str | nn.Module | None = None) -> None:
         """Put a fresh head on the backbone, which stays as it is.
@@ -163,7 +170,7 @@ class TransferModule(LightningModule):
         self._refuse_with_optimizers()
         if num_outputs is not None:
             self.num_outputs = num_outputs
-        self._forget("head", "loss", "val_metrics", "test_metrics")
+        self._forget(*self._made)
         self._head_is_fresh = not isinstance(head, nn.Module)
         if isinstance(head, nn.Module):
             self.head = check_head(head, self.backbone.num_features, self.num_outputs)
@@ -180,8 +187,8 @@ class TransferModule(LightningModule):
 
     def _forget(self, *names: str) -> None:
         for name in names:
-            self._modules.pop(name, None)
-            self.__dict__.pop(name, None)
+            for held in (self._modules, self._buffers, self.__dict__):
+                held.pop(name, None)
 
     def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
         """Update the metrics of a stage with one batch; in training only the loss is followed."""
@@ -274,6 +281,14 @@ class TransferModule(LightningModule):
         """Make of one row of `predict_step` what a person asked for; here the bare numbers."""
         return output.tolist()
 
+    def figures(self, stage: RunStage) -> dict[str, "Figure"]:
+        """Draw what a stage found out when it ran last; here nothing.
+
+        Returns:
+            Name of each picture, which is also that of its file -> the figure.
+        """
+        return {}
+
     def configure_optimizers(self) -> Any:
         """Give the optimizer over named groups by stage, and the scheduler where a Trainer tells the run's length."""
         base = self._optimizer([nn.Parameter(torch.zeros(1))]).defaults
@@ -297,6 +312,7 @@ class TransferModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what a reader without the training code needs; rebuilding must not download the weights again."""
         hparams = plain_hparams(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        hparams.update({name: value for name, value in self._arguments_now().items() if name in hparams})
         checkpoint[ENTRY] = {
             "class_path": class_path(self),
             "weights": self.backbone.weights,
@@ -305,6 +321,10 @@ class TransferModule(LightningModule):
             "preprocessing": self.preprocessing.to_dict(),
         }
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None, "input_size": self._built_for}
+
+    def _arguments_now(self) -> dict[str, Any]:
+        """Give the arguments with which a module with this head is built, which may not be the first one."""
+        return {"num_outputs": self.num_outputs, "head": self._head_name}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build what had to wait for the data, and take over the preprocessing that was saved.

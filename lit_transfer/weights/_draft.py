@@ -77,6 +77,8 @@ def _entry(match: Match, name: str, head: tuple[str, ...], wishes: Wishes) -> En
             return Entry(name, ours, "fresh", reason="head, not in the file")
         if is_counter(name):
             return Entry(name, ours, "keep", reason="a counter that old files lack")
+        if name in match.target.optional:
+            return Entry(name, ours, "keep", reason="not in the file: the model's own stays")
         return Entry(name, ours, "missing")
     tensor = match.tensor(name)
     reason = "" if tensor.dtype == match.slots[name].dtype else _dtypes(tensor.dtype, match.slots[name].dtype)

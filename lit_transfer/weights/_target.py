@@ -21,11 +21,13 @@ class Target:
         model: The whole model.
         slots: Name -> parameter or persistent buffer, in the order of the modules; tied ones under each name.
         transient: Names of buffers that are not persistent.
+        optional: Names of buffers that the model may keep where a file lacks them; it says so as `optional_buffers`.
     """
 
     model: nn.Module
     slots: dict[str, Tensor]
     transient: frozenset[str]
+    optional: frozenset[str] = frozenset()
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -92,7 +94,7 @@ def target_of(model: nn.Module) -> Target:
                 slots[dot + name] = buffer
     if not slots:
         raise WeightsError(f"{type(model).__name__} has no parameters to load into")
-    return Target(model, slots, frozenset(transient))
+    return Target(model, slots, frozenset(transient), frozenset(getattr(model, "optional_buffers", ())))
 
 
 def is_sharded(tensor: Tensor) -> bool:

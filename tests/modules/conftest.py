@@ -34,6 +34,45 @@ class TinyData(LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = _loader
 
 
+class TinyNumbers(LightningDataModule):
+    """Images of an even grey; the targets are its brightness times 1000 plus 5000, and its darkness."""
+
+    def __init__(self, images: int = 32) -> None:
+        super().__init__()
+        self.target_names = ["brightness", "darkness"]
+        grey = torch.linspace(0, 1, images)[torch.randperm(images, generator=torch.Generator().manual_seed(0))]
+        self.targets = torch.stack([5000 + 1000 * grey, -grey], dim=1)
+        self.dataset = TensorDataset(grey.view(-1, 1, 1, 1).expand(-1, 3, 16, 16).clone(), self.targets)
+        self.target_mean = self.targets.mean(0).tolist()
+        self.target_std = self.targets.std(0, correction=0).tolist()
+
+    def _loader(self) -> DataLoader[Any]:
+        return DataLoader(self.dataset, batch_size=8)
+
+    train_dataloader = val_dataloader = test_dataloader = _loader
+
+
+class TinyLabels(LightningDataModule):
+    """Images of three colours, each of which may be there."""
+
+    def __init__(self, images: int = 32) -> None:
+        super().__init__()
+        self.label_names = ["red", "green", "blue"]
+        generator = torch.Generator().manual_seed(0)
+        self.targets = (torch.rand(images, 3, generator=generator) < torch.tensor([0.5, 0.25, 0.7])).float()
+        pictures = 0.1 * torch.randn(images, 3, 16, 16, generator=generator)
+        for picture, labels in zip(pictures, self.targets, strict=True):
+            for number, label in enumerate(labels):  # a colour for each: pooled features know no place
+                picture[number] += label
+        self.train_dataset = TensorDataset(pictures, self.targets)
+        self.label_counts = self.targets.sum(0).int().tolist()
+
+    def _loader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_dataset, batch_size=8)
+
+    train_dataloader = val_dataloader = test_dataloader = _loader
+
+
 def tiny_backbone() -> nn.Module:
     """A convolutional net of two stages with a classifier of 7 classes."""
     torch.manual_seed(0)
@@ -53,6 +92,16 @@ def tiny_backbone() -> nn.Module:
 @pytest.fixture
 def data() -> TinyData:
     return TinyData()
+
+
+@pytest.fixture
+def numbers() -> TinyNumbers:
+    return TinyNumbers()
+
+
+@pytest.fixture
+def labels() -> TinyLabels:
+    return TinyLabels()
 
 
 @pytest.fixture

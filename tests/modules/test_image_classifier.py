@@ -145,7 +145,18 @@ def test_a_new_head_has_new_classes(backbone: nn.Module) -> None:
     assert module(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
     module.reset_head(num_classes=4)
     assert module.class_names is None
-    assert module.val_confusion.num_classes == 4
+    assert module.val_record.num_classes == 4
+
+
+def test_a_new_head_is_rebuilt_from_its_checkpoint(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    module = ImageClassifier("resnet18", None, class_names=["a", "b"], input_size=32)
+    module.reset_head(class_names=["x", "y", "z"], head="mlp")
+    trainer = make_trainer()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "saved.ckpt")
+    assert loaded.class_names == ["x", "y", "z"]
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in module.state_dict().items())
 
 
 def test_probabilities_add_up_and_are_named(backbone: nn.Module) -> None:

@@ -1,0 +1,125 @@
+"""The core with each task: what is trained, saved, frozen, cached and restored does not ask which module it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from lit_transfer import WeightsError, param_groups
+from lit_transfer.callbacks import FeatureCaching, FinetuningSchedule, TolerantRestore, WeightLoading
+from lit_transfer.callbacks.trainability_audit import TrainabilityAudit
+from lit_transfer.modules import ImageClassifier, ImageRegressor, MultiLabelClassifier, TransferModule
+
+MakeTrainer = Callable[..., Trainer]
+TASKS: dict[str, type[TransferModule]] = {
+    "data": ImageClassifier,
+    "numbers": ImageRegressor,
+    "labels": MultiLabelClassifier,
+}
+
+
+@pytest.fixture(params=TASKS)
+def task(request: pytest.FixtureRequest) -> type[TransferModule]:
+    return TASKS[request.param]
+
+
+@pytest.fixture
+def own_data(task: type[TransferModule], request: pytest.FixtureRequest) -> LightningDataModule:
+    data: LightningDataModule = request.getfixturevalue(next(name for name, cls in TASKS.items() if cls is task))
+    return data
+
+
+@pytest.fixture
+def make(task: type[TransferModule], backbone: nn.Module) -> Callable[..., Any]:
+    """Make the same module each time."""
+    start = {name: value.clone() for name, value in backbone.state_dict().items()}
+
+    def made(**arguments: Any) -> Any:
+        torch.manual_seed(1)
+        backbone.load_state_dict(start)
+        return task(backbone, **arguments)
+
+    return made
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_schedule_and_audit(make: Any, own_data: Any, make_trainer: MakeTrainer) -> None:
+    module = make()
+    before = state(module.backbone)
+    make_trainer(callbacks=[FinetuningSchedule("linear_probe"), TrainabilityAudit()]).fit(module, own_data)
+    assert all(torch.equal(value, before[name]) for name, value in module.backbone.state_dict().items())
+    module, phases = make(), [{"train": ["head"]}, {"at": {"epoch": 1}, "train": "all"}]
+    make_trainer(callbacks=[FinetuningSchedule(phases), TrainabilityAudit()]).fit(module, own_data)
+    assert not torch.equal(module.backbone.state_dict()["stem.weight"], before["stem.weight"])
+
+
+def test_cached_features_train_the_same(make: Any, own_data: Any, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Bit for bit: batches of 8, float32, one thread, CPU."""
+    runs = []
+    for caching in ([], [FeatureCaching(fast=False, folder=tmp_path / "cache")]):
+        module, trainer = make(), make_trainer(max_epochs=3, callbacks=[FinetuningSchedule("linear_probe"), *caching])
+        trainer.fit(module, own_data)
+        runs.append((state(module), dict(trainer.callback_metrics)))
+    assert (tmp_path / "cache").exists()
+    assert runs[0][0].keys() == runs[1][0].keys()
+    assert all(torch.equal(value, runs[1][0][name]) for name, value in runs[0][0].items())
+    assert runs[0][1] == runs[1][1]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")  # both runs keep theirs in one
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_a_resumed_run_ends_like_one_that_was_not_cut(
+    tolerant: bool, make: Any, own_data: Any, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """Bit for bit, in everything that is saved: batches of 8, float32, one thread, CPU."""
+    whole, callbacks = make(), [TolerantRestore()] if tolerant else []
+    keeping = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    make_trainer(max_epochs=3, callbacks=[keeping, *callbacks], enable_checkpointing=True).fit(whole, own_data)
+    expected, again = state(whole), make()
+    keeping = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    make_trainer(max_epochs=3, callbacks=[keeping, *callbacks], enable_checkpointing=True).fit(
+        again, own_data, ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True
+    )
+    assert state(again).keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in state(again).items())
+
+
+def test_a_file_by_hand_fills_it(make: Any, own_data: Any, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trained = make()
+    make_trainer(max_epochs=1).fit(trained, own_data)
+    weights = {name: value for name, value in state(trained).items() if name.startswith(("backbone.", "head."))}
+    net = {f"module.{name}": value for name, value in weights.items()}
+    torch.save({"epoch": 3, "model_state_dict": net}, tmp_path / "hand.pth.tar")
+    scale = {"target_mean": [0.0, 0.0], "target_std": [1.0, 1.0]} if isinstance(trained, ImageRegressor) else {}
+    filled, measured = make(**scale), make_trainer(callbacks=[TolerantRestore()])
+    measured.validate(filled, own_data, ckpt_path=tmp_path / "hand.pth.tar", verbose=False)
+    assert all(torch.equal(filled.state_dict()[name], value) for name, value in weights.items())
+    if scale:  # which scale the file's head speaks in, it does not tell
+        with pytest.raises(WeightsError, match="not in it: target_mean, target_std"):
+            measured.validate(make(), own_data, ckpt_path=tmp_path / "hand.pth.tar", verbose=False)
+
+
+def test_weights_of_a_backbone_alone(make: Any, own_data: Any, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    module = make()
+    weights = {name: value + 1 for name, value in module.backbone.state_dict().items()}
+    torch.save({f"module.{name}": value for name, value in weights.items()}, tmp_path / "body.pth")
+    loading = WeightLoading(tmp_path / "body.pth")
+    make_trainer(max_epochs=1, callbacks=[loading, FinetuningSchedule("linear_probe")]).fit(module, own_data)
+    assert all(torch.equal(module.backbone.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_groups_hold_each_parameter_once(make: Any, own_data: Any, make_trainer: MakeTrainer) -> None:
+    module = make()
+    make_trainer(max_epochs=1).fit(module, own_data)
+    groups = param_groups(module, 1e-3, layer_decay=0.5, head_lr=1e-2, stages=module.stages)
+    held = [parameter for group in groups for _, parameter in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, module.parameters()))
+    assert {group["lr"] for group in groups if group["name"].startswith("head")} == {1e-2}
