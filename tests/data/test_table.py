@@ -199,7 +199,7 @@ def test_rows_of_one_image_stay_together(make_table):
     data = ready(make_table("path,label", *rows), val_fraction=0.25)  # 7.5 rows of each class: two images and a half
     assert not set(names(data.train_dataset)) & set(names(data.val_dataset))
     assert len(data.train_dataset) + len(data.val_dataset) == 60
-    assert data.class_counts == [24, 24]
+    assert sorted(data.class_counts) == [21, 24]
 
 
 def test_a_split_repeats_itself_and_another_seed_gives_another(make_table):
