@@ -12,6 +12,12 @@ from lit_transfer.modules._told_by_data import listed, told
 from lit_transfer.modules.transfer_module import RunStage, TransferModule
 
 _FEWEST = {1: "one", 2: "two"}
+# By which attribute data tells its outputs, and which task is theirs; other targets would be taken without a word.
+_TASKS = {
+    "class_names": "an ImageClassifier",
+    "label_names": "a MultiLabelClassifier",
+    "target_names": "an ImageRegressor",
+}
 
 
 class NamedOutputs(TransferModule):
@@ -77,6 +83,12 @@ class NamedOutputs(TransferModule):
 
     def _take_from_data(self) -> None:
         names = list(told(self.trainer, *self._told_as) or [])
+        for word, task in _TASKS.items():
+            if not names and word not in self._told_as and told(self.trainer, word):
+                raise ValueError(
+                    f"{type(self).__name__} learns {self._things}, and the data has {word} "
+                    f"({listed(list(told(self.trainer, word)))}): train {task} on it, or give other data."
+                )
         self._agree_with_data(len(names) or told(self.trainer, f"num_{self._things}"), names)
         if self.num_outputs is None:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch import nn
 
 from lit_transfer.weights._checkpoint import Checkpoint, Source, open_checkpoint
 from lit_transfer.weights._choose import Candidate, Prefer, choose, has_key
-from lit_transfer.weights._classes import classes_of_file, classes_of_model
+from lit_transfer.weights._classes import classes_of_file, classes_of_model, require_same_outputs
 from lit_transfer.weights._draft import OnMismatch, Wishes, draft_plan
 from lit_transfer.weights._edits import Edit
 from lit_transfer.weights._errors import WeightsError
@@ -141,6 +141,8 @@ def plan_weights(
     slots = target_of(model)
     if target is not None:
         require_module(slots, target, "target")
+    elif "head" not in wishes.exclude:
+        require_same_outputs(checkpoint, model)
     matches = _all_matches(checkpoint, slots, target, rename or {}, match == "order")
     matches = _with_key(checkpoint, matches, key)
     theirs, ours = classes_of_file(checkpoint), tuple(class_names) if class_names else classes_of_model(model)

@@ -123,3 +123,24 @@ def test_groups_hold_each_parameter_once(make: Any, own_data: Any, make_trainer:
     held = [parameter for group in groups for _, parameter in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, module.parameters()))
     assert {group["lr"] for group in groups if group["name"].startswith("head")} == {1e-2}
+
+
+@pytest.mark.parametrize("other", TASKS)
+def test_data_of_another_task_is_refused(
+    other: str, make: Any, own_data: Any, make_trainer: MakeTrainer, request: pytest.FixtureRequest
+) -> None:
+    """Though as many outputs are asked for as it has: class numbers and shares are taken by more than one loss."""
+    data = request.getfixturevalue(other)
+    if data is own_data:
+        return
+    module = make()
+    number = make(**{f"num_{module._things}": len(own_data_names(data))})
+    with pytest.raises(
+        ValueError, match=f"learns {module._things}, and the data has .*: train an? {TASKS[other].__name__}"
+    ):
+        make_trainer().fit(number, data)
+
+
+def own_data_names(data: Any) -> list[str]:
+    names = ("class_names", "label_names", "target_names")
+    return next(list(getattr(data, name)) for name in names if hasattr(data, name))

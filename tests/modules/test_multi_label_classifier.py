@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_transfer import load_predictor
+from lit_transfer import WeightsError, load_predictor, load_weights
 from lit_transfer.modules import LabelPrediction, MultiLabelClassifier, TransferModule
 from lit_transfer.modules._thresholds import best_thresholds
 
@@ -135,6 +135,21 @@ def test_labels_and_thresholds_live_in_the_checkpoint(saved: Path) -> None:
         assert loaded.num_labels == 3
         assert loaded.label_names == ["red", "green", "blue"]
         assert loaded.thresholds.tolist() == [0, 0.25, 1]
+
+
+def test_a_file_with_the_labels_in_another_order_is_refused(saved: Path) -> None:
+    """The head's rows could be sorted, the thresholds beside it could not."""
+    model = MultiLabelClassifier(
+        "resnet18", weights=None, input_size=32, label_names=["blue", "green", "red"], init_bias=False
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WeightsError, match="has the label_names red, green, blue, the model blue, green, red"):
+        load_weights(model, saved)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert load_weights(model, saved, target="backbone").coverage == 1
+    same = MultiLabelClassifier("resnet18", weights=None, input_size=32, label_names=["red", "green", "blue"])
+    load_weights(same, saved)
+    assert same.thresholds.tolist() == [0, 0.25, 1]
 
 
 def test_an_answer_names_the_labels_from_their_thresholds_on(saved: Path) -> None:
