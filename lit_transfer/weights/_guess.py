@@ -10,6 +10,7 @@ _LOOKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (r"encoderblock_\d+\.MultiHeadDotProductAttention", "a ViT (JAX)", ()),
     (r"encoder_layer_\d+\.self_attention\.", "a ViT (torchvision)", ("vit_*",)),
     (r"\.MBconv\.|stages\.\d+\.blocks\.\d+\.conv\.conv2_kxk\.", "a MaxViT", ("maxvit_*",)),
+    (r"rel_pos_bias\.relative_pos|(^|[a-z]\.)blocks\.\d+\.attn\.relative_pos", "a BEiT", ()),
     (r"relative_position_bias_table|cpb_mlp\.", "a Swin transformer", ("swin_*",)),
     (r"(^|\.)blocks\.\d+\.(\d+\.)?attn\.qkv\.", "a ViT (timm, DINO, MAE)", ()),
     (r"encoder\.layer\.\d+\.attention\.attention\.query", "a ViT (transformers)", ()),
