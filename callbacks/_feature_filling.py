@@ -222,12 +222,14 @@ class _Job:
         first = FirstDraw()
         if kept is None:
             twice = self._twice({part for _, part in places})
-            batches = _begun(self._from_images(places, twice, mine[0]))
+            batches = self._from_images(places, twice, mine[0])
         else:  # whose samples were drawn twice when they were stored
             twice = {}
             rows = ([view * length + index for index in self.parts[part]] for view, part in places)
             batches = kept.batches(rows, self.chosen.collate)
         try:
+            if kept is None:
+                batches = _begun(batches)
             with torch.inference_mode(), computing.ready() as compute:
                 for number, (view, part) in zip(mine, places, strict=True):
                     if part in twice:

@@ -114,7 +114,7 @@ def download(name: str, model: nn.Module, heads: tuple[str, ...]) -> dict[str, T
         WeightsError: They cannot be fetched, or lack something of the model outside its heads.
     """
     try:
-        read, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+        read, info = type(model).from_pretrained(  # type: ignore[attr-defined]  # a PreTrainedModel
             _where(name), output_loading_info=True, ignore_mismatched_sizes=False
         )
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,3 +1,5 @@
+"""Splits that keep groups whole and kinds in proportion, for any samples that hypothesis makes."""
+
 import random
 from collections import Counter
 

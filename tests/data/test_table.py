@@ -1,3 +1,5 @@
+"""What a table gives: classes, labels and numbers, their splits, and what modules are told."""
+
 import json
 import random
 from statistics import fmean, pstdev

@@ -1,3 +1,5 @@
+"""Everything that may be wrong with a table: one error that names the line and the mend."""
+
 import sys
 
 import pytest

@@ -1,3 +1,5 @@
+"""Regression in the targets' own units: learning, scale, metrics, answers, checkpoints; CPU, float32."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

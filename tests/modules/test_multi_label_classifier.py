@@ -1,3 +1,5 @@
+"""Labels with thresholds of their own: tuning, metrics, answers, checkpoints; CPU, float32."""
+
 import logging
 from collections.abc import Callable
 from pathlib import Path
