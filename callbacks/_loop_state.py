@@ -80,9 +80,7 @@ def follow_place(trainer: Trainer) -> None:
     """
     loop = trainer.fit_loop
     assert loop._combined_loader is not None
-    if states := loop._combined_loader_states_to_load:
-        loop._combined_loader._load_state_dicts(states)
-        loop._combined_loader_states_to_load = []
+    if _give_states(trainer):
         iter(cast("_DataFetcher", loop._data_fetcher))
     epoch, loaders = cast("_ProcessedTracker", loop.epoch_progress.current), loop._combined_loader.flattened
     count = getattr(loaders[0], "batches_done", None) if len(loaders) == 1 else None
@@ -92,6 +90,23 @@ def follow_place(trainer: Trainer) -> None:
     shift = count(epoch.processed) - batches.processed
     for name in ("ready", "started", "processed", "completed"):
         setattr(batches, name, getattr(batches, name) + shift)
+
+
+def follow_end(trainer: Trainer) -> None:
+    """Let loaders and counters stand at the end of a training that had come to it before: Lightning leaves them."""
+    loop = trainer.fit_loop
+    _give_states(trainer)
+    loop.update_restart_stage()
+    loop.epoch_progress.total.completed = cast("_ProcessedTracker", loop.epoch_progress.total).processed
+
+
+def _give_states(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop
+    states = loop._combined_loader_states_to_load
+    if states and loop._combined_loader is not None:
+        loop._combined_loader._load_state_dicts(states)
+        loop._combined_loader_states_to_load = []
+    return bool(states)
 
 
 def step_plateau_schedulers(trainer: Trainer) -> None:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_transfer.callbacks._loop_state import (
     end_of_epoch,
+    follow_end,
     follow_place,
     forget_begun_validation,
     is_batch_end,
@@ -34,7 +35,8 @@ class ExactResume(Callback):
     schedulers and other callbacks go by, and whether the validation after the last batch was still to come.
 
     `on_save_checkpoint` runs in every process, unlike `state_dict`, whose answer is written by the first one alone.
-    `on_train_start` is the last hook before the first batch, and the only one that a run meets wherever it goes on.
+    `on_train_start` is the last hook before the first batch, and the only one that a run meets wherever it goes on;
+    where nothing is left to train Lightning never calls it, and `on_fit_end` puts back what is of use.
     """
 
     def __init__(self) -> None:
@@ -93,10 +95,21 @@ class ExactResume(Callback):
         """Put everything back: loaders, counters, metrics, gradients, and at last the random state."""
         if self._loaded is None:
             return
-        loaded, self._loaded = self._loaded, None
-        device = trainer.strategy.root_device
         follow_place(trainer)
         forget_begun_validation(trainer)
+        self._restore(trainer, pl_module)
+        loaders_again(trainer, ends=self._epoch_ends)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put metrics, schedulers and random state back where the training had come to its end already."""
+        if self._loaded is not None:
+            follow_end(trainer)
+            self._restore(trainer, pl_module)
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._loaded is not None
+        loaded, self._loaded = self._loaded, None
+        device = trainer.strategy.root_device
         trainer.callback_metrics.update({name: value.to(device) for name, value in loaded["metrics"].items()})
         step_plateau_schedulers(trainer)
         if len(loaded["ranks"]) == trainer.world_size:
@@ -106,7 +119,6 @@ class ExactResume(Callback):
                 f"The checkpoint was written by {len(loaded['ranks'])} process(es) and {trainer.world_size} go on: the "
                 "place in the data is kept, the random state of each process is not."
             )
-        loaders_again(trainer, ends=self._epoch_ends)
 
     def _restore_rank(self, mine: dict[str, Any], pl_module: LightningModule, device: torch.device) -> None:
         parameters = dict(pl_module.named_parameters())

@@ -61,16 +61,21 @@ def resumed_differences(folder: Path, whole: dict[str, Any], **options: Any) -> 
     found = {}
     for path in sorted(folder.glob("*.ckpt")):
         found[path.stem] = list(differences(whole, fit(ckpt_path=path, seed=7, **options)))
+    # Where nothing is left to train no validation runs, and Lightning counts none; nothing goes by these counts.
+    end = f"epoch {whole['epoch'] - 1} end"
+    found[end] = [place for place in found[end] if "val_loop.batch_progress" not in place]
     return found
+
+
+def test_differences_are_found() -> None:
+    assert list(differences(fit(max_epochs=1), fit(max_epochs=1, seed=2)))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_number_is_the_same_wherever_the_run_was_interrupted(case: str, tmp_path: Path) -> None:
     whole = fit(SaveEverywhere(tmp_path), **CASES[case])
     found = resumed_differences(tmp_path, whole, **CASES[case])
-    # At the end nothing is left to do: the loaders were not asked, which shows that differences are found.
-    assert found.pop(f"epoch {whole['epoch'] - 1} end")
-    assert len(found) >= 12
+    assert len(found) >= 13
     assert not any(found.values()), found
 
 
@@ -81,7 +86,7 @@ def test_averaged_weights_too_except_amid_a_validation_where_it_is_told(tmp_path
     for path in tmp_path.glob("*amid*"):
         path.unlink()
     found = resumed_differences(tmp_path, whole, **options)
-    found.pop("epoch 1 end")
+    assert all("current_model_state" in place for place in found.pop("epoch 1 end"))  # put away in on_train_end only
     assert not any(found.values()), found
 
 
@@ -105,8 +110,8 @@ def test_a_users_plain_loader_resumes_at_epochs_ends(limit: float, tmp_path: Pat
         "limit_val_batches": limit,
     }
     whole = fit(SaveEverywhere(tmp_path), **options)
-    for name in ("1 end", *(f"{epoch} batch {batch}" for epoch in (0, 1) for batch in (0, 1, 2))):
-        (tmp_path / f"epoch {name}.ckpt").unlink()
+    for path in (tmp_path / f"epoch {epoch} batch {batch}.ckpt" for epoch in (0, 1) for batch in (0, 1, 2)):
+        path.unlink()
     found = resumed_differences(tmp_path, whole, **options)
     assert {"epoch 0 end", "epoch 0 batch 3", "epoch 1 batch 3"} <= set(found)
     assert not any(found.values()), found
@@ -121,7 +126,6 @@ def test_a_stateful_loader_of_torchdata_resumes_everywhere(tmp_path: Path) -> No
         "max_epochs": 2,
     }
     whole = fit(SaveEverywhere(tmp_path), **options)
-    (tmp_path / "epoch 1 end.ckpt").unlink()
     found = resumed_differences(tmp_path, whole, **options)
     assert len(found) >= 10
     assert not any(place for places in found.values() for place in places if "combined_loader" not in place), found
