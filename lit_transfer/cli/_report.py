@@ -14,11 +14,11 @@ from lit_transfer.modules import TransferModule, read_saved
 
 def print_report(trainer: Trainer, module: LightningModule) -> None:
     """Draw the log and the module's own pictures beside the log, and print the paths and the next command."""
-    for name, value in _left_behind(trainer, module):
+    for name, value in draw_report(trainer, module):
         print(f"{name:17} {value}")
 
 
-def _left_behind(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:
+def draw_report(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:
     kept = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]  # type: ignore[attr-defined]  # set by its connector
     best = kept[0] if kept else None
     if best is not None:

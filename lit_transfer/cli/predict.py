@@ -4,13 +4,13 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import track
 
+from lit_transfer._answers import answer_columns, answer_entries
 from lit_transfer.cli._parsing import CommandParser
 from lit_transfer.predictor import Predictor, find_images, load_predictor
 
@@ -48,24 +48,14 @@ def _answers(predictor: Predictor, paths: Sequence[Path]) -> Iterator[tuple[str,
         yield str(path), answer
 
 
-def _entries(answer: Any) -> dict[str, Any]:
-    return asdict(answer) if is_dataclass(answer) else {"answer": answer}  # type: ignore[arg-type]  # an instance, not a class
-
-
-def _columns(answer: Any) -> dict[str, Any]:
-    """Ask an answer for its columns (`label, probability, p(ants), p(bees)`), numbers with the digits of float32."""
-    columns = answer.columns() if hasattr(answer, "columns") else _entries(answer)
-    return {name: f"{value:.7g}" if isinstance(value, float) else value for name, value in columns.items()}
-
-
 def _write(as_json: bool, answers: Iterable[tuple[str, Any]], file: TextIO) -> None:
     if as_json:
         for path, answer in answers:
-            print(json.dumps({"path": path, **_entries(answer)}), file=file)
+            print(json.dumps({"path": path, **answer_entries(answer)}), file=file)
         return
     writer = None
     for path, answer in answers:
-        row = {"path": path, **_columns(answer)}
+        row = {"path": path, **answer_columns(answer)}
         if writer is None:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()

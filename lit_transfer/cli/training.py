@@ -26,9 +26,11 @@ from lit_transfer.cli._errors import in_words
 from lit_transfer.cli._gpus import trainer_devices
 from lit_transfer.cli._noise import quiet_lightning
 from lit_transfer.cli._parsing import each_of
-from lit_transfer.cli._report import print_report
+from lit_transfer.cli._report import draw_report, print_report
 from lit_transfer.cli._resume import find_checkpoint, keep_log
+from lit_transfer.cli._several import add_several_arguments, check_several, put_into, run_several, set_data
 from lit_transfer.modules import read_saved
+from lit_transfer.runs._each import newest_checkpoint
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 10,
@@ -38,7 +40,14 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class TransferCLI(LightningCLI):
-    """LightningCLI for `fit`, `validate` and `test`, whose model may come from the checkpoint alone."""
+    """LightningCLI for `fit`, `validate` and `test`, whose model may come from the checkpoint alone.
+
+    Attributes:
+        place: The folder of the run, if it is one of several.
+    """
+
+    place: Path | None = None
+    subcommand: str
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -53,6 +62,8 @@ class TransferCLI(LightningCLI):
             "auto: fit goes on from the newest whole checkpoint of the newest run in the log's folder, if there is one."
         )
         parser.add_argument("--resume", type=Literal["auto"] | None, help=resume)
+        if "fit" in self.subcommands():
+            add_several_arguments(parser)
         parser.set_defaults(
             {
                 "model": {"class_path": "lit_transfer.modules.ImageClassifier"},
@@ -77,6 +88,7 @@ class TransferCLI(LightningCLI):
         self._resume, chosen["resume"] = chosen.get("resume") is not None, None
         if self._resume and (args[0] != "fit" or chosen.get("ckpt_path") is not None):
             raise ValueError("--resume auto chooses what fit goes on from: leave it out, or --ckpt_path, or use fit.")
+        self._several = check_several(chosen, args[0])
 
     def _vocabulary(self, command: str) -> set[str]:
         """Collect the names that a user may have meant: options, arguments of our classes, and the classes."""
@@ -90,6 +102,26 @@ class TransferCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning lets the checkpoint win over the flags here, and reads it without any of our care."""
+
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer; for several runs that is done for each of them."""
+        if not self._several:
+            self.build()
+
+    def build(self) -> None:
+        """Build module, data and trainer as the config says by now."""
+        super().instantiate_classes()
+        set_data(self.datamodule, self.config[self.subcommand])
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._several:
+            run_several(self, self._resume)
+        else:
+            super()._run_subcommand(subcommand)
+
+    def fit_one(self) -> None:
+        """Fit as one of several runs."""
+        super()._run_subcommand("fit")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Keep the best checkpoint by the model's own metric, and take any file as one, unless asked otherwise."""
@@ -105,10 +137,15 @@ class TransferCLI(LightningCLI):
             callbacks.append(ModelCheckpoint(filename="last", enable_version_counter=False))
         kwargs["callbacks"] = callbacks
         kwargs |= trainer_devices(self._get(self.config_init, "gpus"), given)
+        loggers = each_of(given.get("logger"), Logger)  # type: ignore[type-abstract]  # only asked for its instances
+        if self.place is not None:
+            kwargs |= put_into(self.place, loggers)
         if not self._resume:
             return super().instantiate_trainer(**kwargs)
-        loggers = each_of(given.get("logger"), Logger)  # type: ignore[type-abstract]  # only asked for its instances
-        found = find_checkpoint(loggers, callbacks, given.get("default_root_dir"))
+        if self.place is not None:
+            found = newest_checkpoint(self.place)
+        else:
+            found = find_checkpoint(loggers, callbacks, given.get("default_root_dir"))
         self.config_init[self.subcommand]["ckpt_path"] = found
         self.save_config_kwargs["overwrite"] = True  # the config of the run that goes on
         trainer = super().instantiate_trainer(**kwargs)
@@ -118,7 +155,9 @@ class TransferCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say what was left where, and what to do next."""
-        if self.trainer.is_global_zero and not self._get(self.config_init, "trainer").get("fast_dev_run"):
+        if self._several:
+            list(draw_report(self.trainer, self.model))
+        elif self.trainer.is_global_zero and not self._get(self.config_init, "trainer").get("fast_dev_run"):
             print_report(self.trainer, self.model)
 
 

@@ -1,8 +1,10 @@
 """What the datamodules of image files share: how a file is read, resized, augmented and kept decoded."""
 
+import os
 from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ Member = TypeVar("Member")
 
 class ImageFileData(LabelledImageData, ABC):
     """Base of the datamodules whose samples are (path of a file, target), with splits that are found or made."""
+
+    root: Path
 
     def __init__(
         self,
@@ -81,6 +85,10 @@ class ImageFileData(LabelledImageData, ABC):
         made = {split: [train[i] for i in part] for split, part in zip(wanted, parts, strict=True)}
         notes = [f"{split} is {share:.0%} of {of} (seed {self.seed})" for split, share in wanted.items()]
         return {**splits, **made, "train": [train[i] for i in rest]}, notes
+
+    def name_of(self, item: Path) -> str:
+        """Name a file by its path below the root."""
+        return Path(os.path.relpath(item, self.root)).as_posix()
 
     def reader(self, mode: str) -> Callable[[Any], Tensor]:
         """Make what reads a file."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.backbones._preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from lit_transfer.data._dataset import LabelledImages
+from lit_transfer.data._folds import cut_folds
 from lit_transfer.data._lightning import data_rank, lower_log_interval, quiet_no_validation, quiet_worker_advice
 from lit_transfer.data._resumable import ResumableLoader
 from lit_transfer.data._scan import Split
@@ -40,6 +41,7 @@ class Collection:
     targets: Targets
     splits: dict[Split, list[tuple[Any, Any]]]
     notes: list[str] = field(default_factory=list)
+    groups: dict[Any, str] = field(default_factory=dict)  # of what is read, where samples hang together
 
 
 class LabelledImageData(LightningDataModule, ABC):
@@ -93,6 +95,7 @@ class LabelledImageData(LightningDataModule, ABC):
         self.batch_size, self.augment, self.seed = batch_size, augment, seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self._collection: Collection | None = None
+        self._order_seed, self._fold = seed, (0, 0)
         self._training: ResumableLoader[tuple[Tensor, Any]] | None = None
         self._place: dict[str, int] = {}
 
@@ -119,7 +122,7 @@ class LabelledImageData(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Find the images, once, and make the datasets, with transforms that fit the trainer's module."""
         if self._collection is None:
-            self._collection = self.collect()
+            self._collection = self._with_fold(self.collect())
             rank_zero_info(_describe(type(self).__name__, self._collection))
         samples = self._collection.splits
         for name, told in self._collection.targets.told([target for _, target in samples["train"]]).items():
@@ -128,7 +131,7 @@ class LabelledImageData(LightningDataModule, ABC):
         default = self.default_augmentation(self.preprocessing)
         augmented = training_transform(self.augment, self.preprocessing, default)
         evaluation = self.preprocessing.transform()
-        self.train_dataset = self._dataset("train", augmented, self.seed)
+        self.train_dataset = self._dataset("train", augmented, self._order_seed)
         self.val_dataset = self._dataset("val", evaluation) if "val" in samples else None
         self.test_dataset = self._dataset("test", evaluation) if "test" in samples else None
 
@@ -184,6 +187,54 @@ class LabelledImageData(LightningDataModule, ABC):
         """
         self._place = state_dict
 
+    # --- several runs ---------------------------------------------------------------------------------------------
+
+    def take_fold(self, fold: int, folds: int) -> None:
+        """Validate on one of several folds and train on the others; call it before `setup`.
+
+        The folds are cut out of the training and the validation images together, by `seed`, each sample into exactly
+        one: classes and labels in proportion, numbers by tenths of their order, groups whole. Test images stay aside.
+
+        Args:
+            fold: Which one is validated, from 0.
+            folds: How many there are, at least 2.
+
+        Raises:
+            ValueError: If there is no such fold, or `setup` has run.
+        """
+        if folds < 2 or not 0 <= fold < folds:
+            raise ValueError(f"fold={fold} of folds={folds}: expected at least two folds, numbered from 0.")
+        if self._collection is not None:
+            raise ValueError("take_fold comes too late: the images are split. Make the data anew for each fold.")
+        self._fold = fold, folds
+
+    def reseed(self, seed: int) -> None:
+        """Give order and augmentation another seed, and leave the split as it is; call it before `setup`."""
+        self._order_seed = seed
+
+    def name_of(self, item: Any) -> str:
+        """Name a sample by what is read of it: the same on every machine, and unlike any other's."""
+        return str(item)
+
+    def val_rows(self) -> list[dict[str, Any]]:
+        """Give `path` and the target in words for each validation image, in the order of the loader."""
+        assert self.val_dataset is not None
+        targets = self._collected().targets
+        return [{"path": self.name_of(item), **targets.columns(value)} for item, value in self.val_dataset.samples]
+
+    def _with_fold(self, found: Collection) -> Collection:
+        fold, folds = self._fold
+        if not folds:
+            return found
+        samples = [*found.splits["train"], *found.splits.get("val", [])]
+        groups = [found.groups.get(item, self.name_of(item)) for item, _ in samples]
+        of, notes = cut_folds(found.targets, [value for _, value in samples], groups, folds, seed=self.seed)
+        parts: dict[Split, list[tuple[Any, Any]]] = {"train": [], "val": []}
+        for sample, number in zip(samples, of, strict=True):
+            parts["val" if number == fold else "train"].append(sample)
+        told = f"val is fold {fold} of {folds}, cut out of {len(samples)} images of train and val (seed {self.seed})"
+        return replace(found, splits={**found.splits, **parts}, notes=[told, *notes])
+
     # --- on request -----------------------------------------------------------------------------------------------
 
     def plot_batch(self, path: str | Path | None = None, *, split: Split = "train") -> "Figure":
@@ -232,7 +283,7 @@ class LabelledImageData(LightningDataModule, ABC):
         rank, world_size = data_rank(self.trainer)
         return ResumableLoader(
             self.train_dataset,
-            seed=self.seed,
+            seed=self._order_seed,
             seed_samples=False,  # it takes pairs of index and epoch
             rank=rank,
             world_size=world_size,
@@ -242,7 +293,7 @@ class LabelledImageData(LightningDataModule, ABC):
     def _loader(self, dataset: LabelledImages, workers: int) -> Loader:
         quiet_worker_advice()
         # Its own generator, since a loader otherwise draws from torch's and so changes what the training draws next.
-        return DataLoader(dataset, generator=torch.Generator().manual_seed(self.seed), **self._loading(workers))
+        return DataLoader(dataset, generator=torch.Generator().manual_seed(self._order_seed), **self._loading(workers))
 
     def _loading(self, workers: int) -> dict[str, Any]:
         return {

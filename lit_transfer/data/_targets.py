@@ -29,6 +29,10 @@ class Classes:
         """Say a target () in words."""
         return self.names[int(target)]
 
+    def columns(self, target: int) -> dict[str, Any]:
+        """Give the columns of a table for a target."""
+        return {"target": self.names[target]}
+
     def __str__(self) -> str:
         return f"{len(self.names)} classes ({_few(self.names)})"
 
@@ -50,6 +54,10 @@ class Labels:
     def title(self, target: Tensor) -> str:
         """Say a target (L,) in words."""
         return ", ".join(name for name, holds in zip(self.names, target.tolist(), strict=True) if holds) or "none"
+
+    def columns(self, target: Sequence[float]) -> dict[str, Any]:
+        """Give the columns of a table for a target: the labels that hold."""
+        return {"target": "; ".join(name for name, holds in zip(self.names, target, strict=True) if holds)}
 
     def __str__(self) -> str:
         return f"{len(self.names)} label(s) ({_few(self.names)})"
@@ -74,6 +82,12 @@ class Numbers:
     def title(self, target: Tensor) -> str:
         """Say a target (T,) in words."""
         return "\n".join(f"{name} {value:.4g}" for name, value in zip(self.names, target.tolist(), strict=True))
+
+    def columns(self, target: Sequence[float]) -> dict[str, Any]:
+        """Give the columns of a table for a target: one for each number."""
+        if len(self.names) == 1:
+            return {"target": target[0]}
+        return {f"target({name})": value for name, value in zip(self.names, target, strict=True)}
 
     def __str__(self) -> str:
         return f"{len(self.names)} number(s) ({_few(self.names)})"

@@ -1,6 +1,5 @@
 """A table of image paths with their targets, CSV or Parquet, as a datamodule."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -117,7 +116,7 @@ class TableData(ImageFileData):
         columns = self._target_columns(table)
         self.task = self.task or find_task(table, columns, self.separator)
         targets, values = read_targets(table, columns, self.task, self.names, self.separator, faults)
-        keys = [Path(os.path.relpath(path, self.root)).as_posix() for path in paths]
+        keys = [self.name_of(path) for path in paths]
         groups = None if self.group is None else read_groups(table.column(self.group, "data.group"), faults)
         rows = Rows(table, keys, groups, targets, values)
         given = rows.given_splits(self.split, faults)
@@ -129,7 +128,7 @@ class TableData(ImageFileData):
         notes += rows.check_learnable(splits, faults)
         faults.raise_any()
         samples = {split: [(paths[row], values[row]) for row in members] for split, members in splits.items()}
-        return Collection(targets, samples, notes)
+        return Collection(targets, samples, notes, dict(zip(paths, groups or [], strict=False)))
 
     def _target_columns(self, table: Table) -> list[str]:
         """Give the columns of the target, which are no others' columns."""

@@ -255,6 +255,15 @@ class ImageRegressor(NamedOutputs):
         answers, targets = (record - self.target_mean.cpu()) / self.target_std.cpu()
         return r2_score(answers, targets, multioutput="raw_values").reshape(-1)
 
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Measure answers (N, num_targets) in their own units; R2 is the mean over the targets."""
+        targets = self._columns(targets)
+        mean, std = targets.mean(0), targets.std(0, correction=0)
+        std = torch.where(std == 0, torch.ones_like(std), std)
+        # of standardised values: see _r2
+        each = r2_score((outputs - mean) / std, (targets - mean) / std, multioutput="raw_values")
+        return {**super().measure(outputs, targets), "r2": each.mean().item()}
+
     def figures(self, stage: RunStage) -> dict[str, "Figure"]:
         """Draw predicted over true values of a stage that ran."""
         from lit_transfer.modules._pictures import plot_scatter  # matplotlib is slow to import

@@ -252,6 +252,12 @@ class MultiLabelClassifier(NamedOutputs):
             )
         self._silent = names
 
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Measure probabilities (N, num_labels) by what no threshold enters: mean average precision."""
+        targets = self._columns(targets).long()
+        there = targets.any(0)
+        return {**super().measure(outputs, targets), "map": self._map(outputs[:, there], targets[:, there])}
+
     def figures(self, stage: RunStage) -> dict[str, "Figure"]:
         """Draw threshold and F1 of each label in a stage that ran."""
         from lit_transfer.modules._pictures import plot_thresholds  # matplotlib is slow to import

@@ -281,6 +281,20 @@ class TransferModule(LightningModule):
         """Make of one row of `predict_step` what a person asked for; here the bare numbers."""
         return output.tolist()
 
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Measure answers as `predict_step` gives them, whichever modules gave them, such as those of all folds.
+
+        Args:
+            outputs: Rows of `predict_step`, (N, ...).
+            targets: Their targets, (N,) or (N, num_outputs).
+
+        Returns:
+            Name of each of `configure_metrics` -> its value.
+        """
+        metrics = MetricCollection(dict(self.configure_metrics()))
+        metrics.update(outputs, targets)
+        return {name: float(value) for name, value in metrics.compute().items()} if len(metrics) else {}
+
     def figures(self, stage: RunStage) -> dict[str, "Figure"]:
         """Draw what a stage found out when it ran last; here nothing.
 
