@@ -26,6 +26,7 @@ PUBLIC = {
     "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "TolerantRestore", "WeightLoading"],
     "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
     "lit_transfer.modules": ["ImageClassifier", "ImageRegressor", "MultiLabelClassifier", "TransferModule"],
+    "lit_transfer.runs": ["Summary", "cross_validate", "run_seeds"],
 }
 
 

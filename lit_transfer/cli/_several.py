@@ -3,7 +3,6 @@
 import copy
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from lit_transfer.cli._tables import as_count, make_table, show
 from lit_transfer.runs import Summary
-from lit_transfer.runs._each import as_seeds, with_fold, with_seed
+from lit_transfer.runs._each import as_seeds, going_on, with_fold, with_seed
 from lit_transfer.runs._ledger import FILE, Ledger
 from lit_transfer.runs._settle import OUT_OF_FOLD, Measured, check_single, settle
 from lit_transfer.runs._summary import summarise
@@ -79,10 +78,7 @@ def run_several(cli: "TransferCLI", resume: bool) -> None:
     config = cli.config["fit"]
     ledger = _open_ledger(config, resume)
     quiet = redirect_stdout(sys.stderr) if config.json else nullcontext()
-    with quiet, warnings.catch_warnings():
-        # what an interrupted run left is gone on with, or written anew
-        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    with quiet, going_on():
         _tell_beforehand(ledger, config)
         for number in ledger.missing:
             _run_one(cli, config, ledger, number)

@@ -233,7 +233,8 @@ class LabelledImageData(LightningDataModule, ABC):
         for sample, number in zip(samples, of, strict=True):
             parts["val" if number == fold else "train"].append(sample)
         told = f"val is fold {fold} of {folds}, cut out of {len(samples)} images of train and val (seed {self.seed})"
-        return replace(found, splits={**found.splits, **parts}, notes=[told, *notes])
+        kept = [note for note in found.notes if not note.startswith("val is ")]
+        return replace(found, splits={**found.splits, **parts}, notes=[told, *notes, *kept])
 
     # --- on request -----------------------------------------------------------------------------------------------
 

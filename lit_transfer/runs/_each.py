@@ -1,6 +1,8 @@
 """The same training several times: over the folds of its data, or over seeds."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,15 @@ def newest_checkpoint(place: Path) -> Path | None:
     return first_whole(checkpoints_in(place / "checkpoints"))[0]
 
 
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Leave out Lightning's warnings of folders that an interrupted run left: it goes on there."""
+    with warnings.catch_warnings():
+        for what in ("Experiment logs directory", "Checkpoint directory"):
+            warnings.filterwarnings("ignore", message=f"{what} .* exists and is not empty")
+        yield
+
+
 def _run_each(
     ledger: Ledger,
     make_module: MakeModule,
@@ -155,7 +166,8 @@ def _run_each(
         place = ledger.place(number)
         trainer = _usual_trainer(place, module) if make_trainer is None else make_trainer(place)
         check_single(trainer)
-        trainer.fit(module, datamodule=datamodule, ckpt_path=newest_checkpoint(place))
+        with going_on():
+            trainer.fit(module, datamodule=datamodule, ckpt_path=newest_checkpoint(place))
         settle(trainer, module, datamodule, ledger, number, measured)
     return summarise(ledger)
 
