@@ -23,7 +23,13 @@ PUBLIC = {
         "trace_stages",
         "unfreeze",
     ],
-    "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "TolerantRestore", "WeightLoading"],
+    "lit_transfer.callbacks": [
+        "FeatureCaching",
+        "FinetuningSchedule",
+        "StageNorms",
+        "TolerantRestore",
+        "WeightLoading",
+    ],
     "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
     "lit_transfer.modules": ["ImageClassifier", "ImageRegressor", "MultiLabelClassifier", "TransferModule"],
 }
