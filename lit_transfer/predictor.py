@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.data import convert_image, is_image, read_pixels
 from lit_transfer.features import pieces
-from lit_transfer.modules import TransferModule, read_saved
+from lit_transfer.modules import ImageClassifier, TransferModule, read_saved
 from lit_transfer.restore import read_training_state
 from lit_transfer.weights import WeightsError
 from lit_transfer.weights._report import few
@@ -179,6 +179,8 @@ def _fill(module: nn.Module, checkpoint: str | Path) -> None:
     if state.fresh:
         raise WeightsError(f"{checkpoint} does not fill {few(state.fresh)}: the answers would be random")
     module.load_state_dict(state.weights(module))
+    if isinstance(module, ImageClassifier) and (saved := read_saved(checkpoint)):
+        module.temperature.fill_(saved[0].get("temperature", 1.0))
 
 
 def find_images(folder: str | Path) -> list[Path]:
