@@ -25,6 +25,9 @@ _NEEDS = (
     "calibrate needs a checkpoint that lit-transfer fit wrote, which keeps the temperature: lit-transfer calibrate "
     "CKPT --data.root DIR."
 )
+_ROUGH = (
+    "The ECE has grown though the NLL, which was fitted, has fallen: over 15 bins of few images it is a rough measure."
+)
 
 
 class CalibratingTrainer(Trainer):
@@ -145,10 +148,13 @@ class CalibrateCLI(TransferCLI):
             told = {"temperature": temperature, "images": images, "before": before, "after": after}
             print(json.dumps({**told, "checkpoint": str(self._target)}))
             return
+        errors = [one.ece for one in measured.values()]
+        notes = [_ROUGH] if errors[1] > errors[0] else []
         rows = [(title, *(f"{getattr(one, key):.4f}" for key in keys)) for title, one in measured.items()]
         show(
             f"temperature {temperature:.4g}, fitted on {as_count(images, 'validation image')}, on which it is measured",
             make_table(["", "NLL", "ECE", "accuracy"], rows, numbers=["NLL", "ECE", "accuracy"]),
+            *notes,
             f"{self._target}  (predict, load_predictor and predict_step answer calibrated probabilities)",
         )
 
