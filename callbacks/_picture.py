@@ -1,9 +1,9 @@
-"""The picture of what really trained, and at which rates, put where a logger keeps pictures."""
+"""Pictures of a run, such as of what really trained and at which rates, put where a logger keeps pictures."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import Trainer
@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_transfer.audit import StageAudit
 from lit_transfer.schedule import Moment, plot_timeline
 
-__all__ = ["log_picture", "moment_of", "thinned"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_NAME = "schedule"
+__all__ = ["log_figure", "log_picture", "moment_of", "thinned"]
 
 
 def moment_of(trainer: Trainer, rows: Sequence[StageAudit], phase: int) -> Moment:
@@ -35,27 +36,32 @@ def thinned(moments: list[Moment], most: int = 2000) -> list[Moment]:
 
 
 def log_picture(trainer: Trainer, moments: Sequence[Moment]) -> None:
-    """Give the picture to each logger that takes one: a PNG beside the metrics of a CSVLogger, a figure of TensorBoard.
+    """Give the picture of the schedule to each logger that takes one."""
+    if moments:
+        log_figure(trainer, "schedule", lambda: plot_timeline(moments))
+
+
+def log_figure(trainer: Trainer, name: str, draw: "Callable[[], Figure]") -> None:
+    """Give a picture to each logger that takes one: a PNG beside the metrics of a CSVLogger, a figure of TensorBoard.
 
     Other loggers get none. A file that cannot be written is a warning: the fit is over, and its checkpoints are whole.
     """
-    takers = [logger for logger in trainer.loggers if _takes(logger)]
-    if not moments or not takers or not trainer.is_global_zero:
-        return
-    for logger in takers:
-        figure = plot_timeline(moments)  # TensorBoard closes what it is given
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        if not _takes(logger):
+            continue
+        figure = draw()  # anew for each: TensorBoard closes what it is given
         if not isinstance(logger, CSVLogger):
             experiment: Any = logger.experiment  # type: ignore[attr-defined]  # a logger has it, see _takes
-            experiment.add_figure(_NAME, figure, global_step=trainer.global_step)
+            experiment.add_figure(name, figure, global_step=trainer.global_step)
             continue
         picture = BytesIO()
         figure.savefig(picture, format="png", dpi=120)
-        path = os.path.join(logger.log_dir, f"{_NAME}.png")  # noqa: PTH118  # may be a URL
+        path = os.path.join(logger.log_dir, f"{name}.png")  # noqa: PTH118  # may be a URL
         try:
             with get_filesystem(path).open(path, "wb") as file:
                 file.write(picture.getvalue())
         except OSError as error:
-            rank_zero_warn(f"TrainabilityAudit: the picture of the schedule could not be written: {error}")
+            rank_zero_warn(f"The picture of the {name} could not be written: {error}")
 
 
 def _takes(logger: Logger) -> bool:

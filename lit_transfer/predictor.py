@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,17 +13,19 @@ from lightning.fabric.utilities import suggested_max_num_workers
 from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import to_pil_image
 
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.data import convert_image, is_image, read_pixels
 from lit_transfer.features import pieces
-from lit_transfer.modules import TransferModule, read_saved
+from lit_transfer.modules import ImageClassifier, TransferModule, read_saved
 from lit_transfer.restore import read_training_state
 from lit_transfer.weights import WeightsError
 from lit_transfer.weights._report import few
 
 _MOST_READERS = 8  # threads: beyond, they wait for each other
+Tta = Literal["flip", "crops"]
 ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
@@ -36,6 +38,7 @@ class Predictor:
         class_names: Names of the classes in the order of the outputs, or None.
         output_names: Names of the classes, labels or targets in the order of the outputs, or None.
         device: Where it computes.
+        tta: Over which views of an image answers are averaged; None for the image alone.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Predictor:
         *,
         batch_size: int = 32,
         preprocessing: Preprocessing | None = None,
+        tta: Tta | None = None,
     ) -> None:
         """Put a module into eval mode on a device.
 
@@ -53,10 +57,16 @@ class Predictor:
             device: Where to compute.
             batch_size: Images that are computed at a time; a processor does so in pieces of about 8.
             preprocessing: How images are made ready; the module's own if not given.
+            tta: Test-time augmentation: the answer is the mean of what the module gives (probabilities, or numbers)
+                for several views of an image, the same ones each time. `"flip"`: the image and its mirror image, at
+                twice the computing; only where left and right mean the same. `"crops"`: the four corners and the
+                centre, each of the size that the module sees, and their mirror images, at ten times.
 
         Raises:
-            ValueError: If the module has no preprocessing, and none is given.
+            ValueError: If the module has no preprocessing, and none is given; or if `tta` is unknown.
         """
+        if tta is not None and tta not in get_args(Tta):
+            raise ValueError(f"tta={tta!r} is unknown; expected {' or '.join(map(repr, get_args(Tta)))}, or None.")
         preprocessing = preprocessing or getattr(module, "preprocessing", None)
         if preprocessing is None:
             raise ValueError(
@@ -68,7 +78,14 @@ class Predictor:
         self.class_names: list[str] | None = getattr(module, "class_names", None)
         self.output_names: list[str] | None = getattr(module, "output_names", None)
         self.batch_size, self.preprocessing = batch_size, preprocessing
+        self.tta = tta
         self._transform = preprocessing.transform()
+        if tta == "crops":
+            cuts = [
+                v2.FiveCrop(preprocessing.crop) if isinstance(step, v2.CenterCrop) else step
+                for step in self._transform.transforms
+            ]
+            self._transform = v2.Compose(cuts)
         self._compute = getattr(module, "predict_step", module)
         self._describe = getattr(module, "describe_answer", Tensor.tolist)
 
@@ -105,7 +122,7 @@ class Predictor:
                 readers.shutdown(cancel_futures=True)
 
     def _read_ahead(self, images: Iterator[Any], readers: ThreadPoolExecutor) -> Iterator[Tensor]:
-        """Yield batches (N, C, H, W); while one is worked on, the next one is read."""
+        """Yield batches (N, C, H, W), with crops (N, 5, C, H, W); while one is worked on, the next one is read."""
         ahead: deque[list[Future[Tensor]]] = deque()
         while True:
             while len(ahead) < 2 and (chunk := list(islice(images, self.batch_size))):
@@ -115,12 +132,23 @@ class Predictor:
             yield torch.stack([image.result() for image in ahead.popleft()])
 
     def _read(self, image: ImageLike) -> Tensor:
-        ready: Tensor = self._transform(self._open(image))
-        return ready
+        ready: Tensor | tuple[Tensor, ...] = self._transform(self._open(image))
+        return ready if isinstance(ready, Tensor) else torch.stack(ready)
 
     @torch.inference_mode()
     def outputs(self, batch: Tensor) -> Tensor:
-        """Give what `module.predict_step` (or a plain module) gives for images (N, C, H, W), on the CPU in float32."""
+        """Give what `module.predict_step` (or a plain module) gives, on the CPU in float32; with `tta` the mean.
+
+        Args:
+            batch: Images made ready, (N, C, H, W), or several crops of each, (N, crops, C, H, W).
+        """
+        views = list(batch.unbind(1)) if batch.ndim == 5 else [batch]
+        answers = [self._plain(view) for view in views]
+        if self.tta is not None:
+            answers += [self._plain(view.flip(-1)) for view in views]
+        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
+
+    def _plain(self, batch: Tensor) -> Tensor:
         number = (0,) if isinstance(self.module, LightningModule) else ()
         answers = [self._compute(piece, *number) for piece in pieces(batch.to(self.device))]
         return torch.cat(answers).float().cpu()
@@ -141,6 +169,7 @@ def load_predictor(
     batch_size: int = 32,
     module: nn.Module | None = None,
     preprocessing: Preprocessing | None = None,
+    tta: Tta | None = None,
 ) -> Predictor:
     """Load a checkpoint, ready to answer.
 
@@ -151,11 +180,12 @@ def load_predictor(
         batch_size: Images that are computed at a time; a processor does so in pieces of about 8.
         module: The module that a foreign checkpoint fills, which no such file describes. It is filled in place.
         preprocessing: How images are made ready, for a module that does not say.
+        tta: Test-time augmentation, `"flip"` or `"crops"`: see `Predictor`.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         WeightsError: If the file is damaged or no such checkpoint, or does not fill the module.
-        ValueError: If the module has no preprocessing, and none is given.
+        ValueError: If the module has no preprocessing, and none is given; or if `tta` is unknown.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"No checkpoint at {str(checkpoint)!r}.")
@@ -170,7 +200,7 @@ def load_predictor(
     else:
         module = TransferModule.load_from_checkpoint(str(checkpoint), map_location="cpu")
     device = _best_device() if device == "auto" else device
-    return Predictor(module, device, batch_size=batch_size, preprocessing=preprocessing)
+    return Predictor(module, device, batch_size=batch_size, preprocessing=preprocessing, tta=tta)
 
 
 def _fill(module: nn.Module, checkpoint: str | Path) -> None:
@@ -179,6 +209,8 @@ def _fill(module: nn.Module, checkpoint: str | Path) -> None:
     if state.fresh:
         raise WeightsError(f"{checkpoint} does not fill {few(state.fresh)}: the answers would be random")
     module.load_state_dict(state.weights(module))
+    if isinstance(module, ImageClassifier) and (saved := read_saved(checkpoint)):
+        module.temperature.fill_(saved[0].get("temperature", 1.0))
 
 
 def find_images(folder: str | Path) -> list[Path]:

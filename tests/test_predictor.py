@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from torch import nn
 from torchvision.models import resnet18
 
 from lit_transfer import WeightsError, load_predictor
@@ -14,6 +15,7 @@ from lit_transfer.backbones import Preprocessing
 from lit_transfer.callbacks import TolerantRestore
 from lit_transfer.data import ImageFolderData
 from lit_transfer.modules import ImageClassifier
+from lit_transfer.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +158,42 @@ def test_the_checkpoint_may_move(checkpoint: Path, photos: Path, tmp_path: Path)
     moved = shutil.copy(checkpoint, tmp_path / "elsewhere.ckpt")
     path = photos / "val" / "red" / "2.png"
     assert load_predictor(moved)(path) == load_predictor(checkpoint)(path)
+
+
+class Corners(nn.Module):
+    """Answers with the sum of red in the left half and in the right half, and the size that it saw."""
+
+    preprocessing = Preprocessing(resize=8, crop=4, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[-2:] == (4, 4)
+        half = [images[:, 0, :, part].mean((1, 2)) for part in (slice(0, 2), slice(2, 4))]
+        return torch.stack([*half, torch.full_like(half[0], images.shape[-1])], 1)
+
+
+def test_views_are_averaged_and_are_what_they_are_called() -> None:
+    image = torch.zeros(3, 8, 12)
+    image[0, :, 8:] = 1.0  # the last third, of which the centre crop (columns 4 to 7) sees nothing
+    answers = {tta: Predictor(Corners(), tta=tta)(image) for tta in (None, "flip", "crops")}
+    assert answers[None] == [0.0, 0.0, 4.0]
+    assert answers["flip"] == [0.0, 0.0, 4.0]
+    assert answers["crops"] == pytest.approx([0.4, 0.4, 4.0])  # two corners of five are red, mirrored or not
+    image[0, :, 6:] = 1.0
+    assert Predictor(Corners())(image) == [0.0, 1.0, 4.0]
+    flipped = Predictor(Corners(), tta="flip")
+    assert flipped(image) == flipped(image.flip(-1)) == [0.5, 0.5, 4.0]
+    several = torch.stack([image, torch.zeros_like(image)])
+    assert Predictor(Corners(), batch_size=1, tta="crops")(several) == Predictor(Corners(), tta="crops")(several)
+
+
+def test_probabilities_are_averaged_and_not_logits(checkpoint: Path, photos: Path) -> None:
+    """Float32, CPU, batches of one."""
+    paths = [photos / "val" / "red" / "0.png", photos / "val" / "blue" / "0.png"]
+    plain, views = load_predictor(checkpoint, "cpu"), load_predictor(checkpoint, "cpu", tta="flip")
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mean = {n: (plain(image).probabilities[n] + plain(mirrored).probabilities[n]) / 2 for n in plain.class_names}
+        assert views(image).probabilities == pytest.approx(mean, abs=1e-4)
+    with pytest.raises(ValueError, match="tta='flips' is unknown; expected 'flip' or 'crops', or None"):
+        load_predictor(checkpoint, tta="flips")

@@ -18,7 +18,9 @@ from lit_transfer.predictor import Predictor, find_images, load_predictor
 def main(argv: Sequence[str]) -> None:
     """Run the command with `argv`, whose first word is its name."""
     arguments = _parser().parse_args(argv[1:])
-    predictor = load_predictor(arguments.checkpoint, arguments.device, batch_size=arguments.batch_size)
+    predictor = load_predictor(
+        arguments.checkpoint, arguments.device, batch_size=arguments.batch_size, tta=arguments.tta
+    )
     paths = [path for place in arguments.images for path in find_images(place)]
     answers = _answers(predictor, paths)
     if arguments.output is None:
@@ -37,6 +39,11 @@ def _parser() -> CommandParser:
     parser.add_argument("-o", "--output", help="file for the answers; standard output if not given")
     parser.add_argument("--device", default="auto", help="torch device; the first GPU, else the CPU, by default")
     parser.add_argument("--batch-size", type=int, default=32, help="images computed at a time")
+    flips = "average over each image and its mirror image, at twice the computing; not where left and right differ"
+    crops = "average over five crops and their mirror images, at ten times the computing"
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument("--tta", action="store_const", const="flip", help=flips)
+    views.add_argument("--tta-crops", dest="tta", action="store_const", const="crops", help=crops)
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of CSV")
     return parser
 

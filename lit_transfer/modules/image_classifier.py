@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import (
@@ -14,8 +15,10 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from lit_transfer.calibration import CalibrationError
 from lit_transfer.heads import set_bias_from_counts
 from lit_transfer.modules._named_outputs import NamedOutputs
+from lit_transfer.modules._saved import ENTRY
 from lit_transfer.modules._told_by_data import told
 from lit_transfer.modules.transfer_module import RunStage
 
@@ -47,17 +50,21 @@ class ImageClassifier(NamedOutputs):
     """Classify images into two or more classes, each image into exactly one.
 
     Logged on validation and test data: `val_loss`, `val_acc` (share of right answers), `val_top5` (with more than
-    five classes), `val_f1` and `val_auroc` (means over the classes); the confusion matrix is kept as
-    `confusion["val"]`, rows being the true classes. Two classes are two outputs under a softmax.
+    five classes), `val_f1` and `val_auroc` (means over the classes), `val_ece` (the expected calibration error, over 15
+    bins); the confusion matrix is kept as `confusion["val"]`, rows being the true classes. Two classes are two outputs
+    under a softmax.
 
     Attributes:
         class_names: Names of the classes in the order of the outputs, or None if nobody told them.
+        temperature: What the logits are divided by before the softmax of `predict_step`, a scalar buffer: 1 until
+            `lit-transfer calibrate` has fitted it. It is part of every checkpoint, and no part of the weights.
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val_acc", "max")
     _thing, _things, _fewest = "class", "classes", 2
     _told_as = ("class_names", "classes")
     optional_buffers = ("loss.weight",)
+    temperature: Tensor
 
     def __init__(
         self,
@@ -129,6 +136,8 @@ class ImageClassifier(NamedOutputs):
             channels_last=channels_last,
             compile=compile,
         )
+        # Not persistent: a state dict with a tensor that is no weight would fit nothing else.
+        self.register_buffer("temperature", torch.ones(()), persistent=False)
 
     @property
     def confusion(self) -> dict[str, Tensor]:
@@ -156,17 +165,22 @@ class ImageClassifier(NamedOutputs):
         return torch.tensor(self._class_weights, dtype=torch.float32)
 
     def configure_metrics(self) -> dict[str, Metric]:
-        """Accuracy, accuracy among the first five, F1 and AUROC, the latter two as means over the classes."""
+        """Accuracy, also among the first five, F1 and AUROC as means over the classes, and the calibration error."""
         classes = self.num_classes or 2
         # Their checks of labels wait for the device at each step; the loss refuses the same labels.
         metrics: dict[str, Metric] = {
             "acc": MulticlassAccuracy(classes, average="micro", validate_args=False),
             "f1": MulticlassF1Score(classes, average="macro", validate_args=False),
             "auroc": MulticlassAUROC(classes, average="macro", validate_args=False),
+            "ece": CalibrationError(classes, validate_args=False),
         }
         if classes > 5:
             metrics["top5"] = MulticlassAccuracy(classes, average="micro", top_k=5, validate_args=False)
         return metrics
+
+    def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
+        """Update the metrics of a stage with the logits of one batch, at the temperature at which it is answered."""
+        super().update_metrics(stage, answer / self.temperature, target)
 
     def configure_record(self) -> Metric:
         """The confusion matrix."""
@@ -197,6 +211,7 @@ class ImageClassifier(NamedOutputs):
             ValueError: If the number of names is not `num_classes`.
         """
         self._reset_head(num_classes, class_names, head)
+        self.temperature.fill_(1)
 
     def setup(self, stage: str) -> None:
         """Take the classes from the data where they were not given, and refuse data that contradicts.
@@ -220,9 +235,26 @@ class ImageClassifier(NamedOutputs):
             )
         self._forget("loss")
 
+    def on_train_start(self) -> None:
+        """Forget the temperature: other weights need another one."""
+        super().on_train_start()
+        if self.temperature != 1:
+            rank_zero_info("The temperature is 1 again, as the weights change: calibrate anew after training.")
+            self.temperature.fill_(1)
+
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Give the probabilities (N, num_classes) for a batch of images, with or without targets."""
-        return super().predict_step(batch, batch_idx).softmax(dim=-1)
+        return (super().predict_step(batch, batch_idx) / self.temperature).softmax(dim=-1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the temperature beside what the base class writes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[ENTRY]["temperature"] = self.temperature.item()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the temperature too; 1 where a checkpoint is of before there was one."""
+        super().on_load_checkpoint(checkpoint)
+        self.temperature.fill_(checkpoint.get(ENTRY, {}).get("temperature", 1.0))
 
     def describe_answer(self, output: Tensor) -> Prediction:
         """Name the class of one row of probabilities (num_classes,)."""

@@ -25,7 +25,7 @@ def test_learns_and_logs_its_metrics(data: LightningDataModule, backbone: nn.Mod
     trainer = make_trainer(max_epochs=10)
     trainer.fit(module, data)
     logged = trainer.validate(module, data, verbose=False)[0]
-    assert set(logged) == {"val_loss", "val_acc", "val_f1", "val_auroc"}
+    assert set(logged) == {"val_loss", "val_acc", "val_f1", "val_auroc", "val_ece"}
     assert logged["val_acc"] > 0.9
     assert module.confusion["val"].sum() == 24
     assert module.confusion["val"].diagonal().sum() == round(24 * logged["val_acc"])
