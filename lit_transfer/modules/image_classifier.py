@@ -14,7 +14,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from lit_transfer.heads import set_bias_from_counts
+from lit_transfer.heads import HeadName, set_bias_from_counts
 from lit_transfer.modules._named_outputs import NamedOutputs
 from lit_transfer.modules._told_by_data import told
 from lit_transfer.modules.transfer_module import RunStage
@@ -66,7 +66,7 @@ class ImageClassifier(NamedOutputs):
         *,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
-        head: str | nn.Module = "linear",
+        head: HeadName | nn.Module = "linear",
         dropout: float = 0.0,
         in_channels: int = 3,
         input_size: int | None = None,
@@ -87,7 +87,8 @@ class ImageClassifier(NamedOutputs):
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_classes: Number of classes; None takes it from `class_names` or from the data.
             class_names: Names in the order of the outputs; None takes them from the data.
-            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to (N, num_classes).
+            head: `"linear"`; `"mlp"`; `"cosine"` for scaled cosines; `"attention"` to pool the last feature map by
+                learned weights; or a module from (N, num_features) to (N, num_classes).
             dropout: Probability with which a feature is dropped before the head's last layer.
             in_channels: Channels of the images; the first convolution is adapted.
             input_size: Side of the images in pixels; None for the size that the weights were made with.
@@ -183,7 +184,7 @@ class ImageClassifier(NamedOutputs):
         *,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
-        head: str | nn.Module | None = None,
+        head: HeadName | nn.Module | None = None,
     ) -> None:
         """Put a fresh head on the backbone, which stays as it is.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
-from lit_transfer.heads import set_bias_from_rates
+from lit_transfer.heads import HeadName, set_bias_from_rates
 from lit_transfer.modules._named_outputs import Answers, NamedOutputs
 from lit_transfer.modules._thresholds import UNTUNED, best_thresholds
 from lit_transfer.modules._told_by_data import listed, told, training_size, training_targets
@@ -68,7 +68,7 @@ class MultiLabelClassifier(NamedOutputs):
         num_labels: int | None = None,
         label_names: list[str] | None = None,
         pos_weight: list[float] | Literal["balanced"] | None = None,
-        head: str | nn.Module = "linear",
+        head: HeadName | nn.Module = "linear",
         dropout: float = 0.0,
         in_channels: int = 3,
         input_size: int | None = None,
@@ -89,7 +89,8 @@ class MultiLabelClassifier(NamedOutputs):
             label_names: Names in the order of the outputs; None takes them from the data.
             pos_weight: How many times an image that has a label counts in the loss of that label, for each label;
                 `"balanced"` for the number of images without it over those with it.
-            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to (N, num_labels).
+            head: `"linear"`; `"mlp"`; `"cosine"` for scaled cosines; `"attention"` to pool the last feature map by
+                learned weights; or a module from (N, num_features) to (N, num_labels).
             dropout: Probability with which a feature is dropped before the head's last layer.
             in_channels: Channels of the images; the first convolution is adapted.
             input_size: Side of the images in pixels; None for the size that the weights were made with.
@@ -166,7 +167,7 @@ class MultiLabelClassifier(NamedOutputs):
         *,
         num_labels: int | None = None,
         label_names: list[str] | None = None,
-        head: str | nn.Module | None = None,
+        head: HeadName | nn.Module | None = None,
     ) -> None:
         """Put a fresh head on the backbone, which stays as it is; the thresholds are 0.5 again.
 
