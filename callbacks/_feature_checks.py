@@ -65,7 +65,7 @@ def check_samples(front: Front, steps: Steps, chosen: Chosen, name: str) -> Seen
         if is_random(draw):
             raise ValueError(
                 f"What the backbone takes of the same {name} samples differs each time: collate_fn, a transfer hook or "
-                f"the step augments them, and would augment features too. {_advice(name)}"
+                f"the step augments them (mixup and cutmix do), and would augment features too. {_advice(name)}"
             )
         seen = _look(front, steps, samples, batch, indices, name)
         _check_served(front, steps, chosen, samples, batch, seen)
@@ -81,8 +81,9 @@ def _advice(name: str) -> str:
     if name != "train":
         return "Validate without random transforms, or leave FeatureCaching out."
     return (
-        "Leave the augmentation out (augment='none'), let the dataset do it and have several views of each image "
-        "cached, FeatureCaching(views=8), or have nothing stored and the front run faster, FeatureCaching(views=0)."
+        "Leave the augmentation out (augment='none', mixup=0, cutmix=0), let the dataset do it and have several views "
+        "of each image cached, FeatureCaching(views=8), or have nothing stored and the front run faster, "
+        "FeatureCaching(views=0)."
     )
 
 

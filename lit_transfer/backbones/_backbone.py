@@ -84,6 +84,7 @@ class Backbone(nn.Module):
         self.preprocessing = preprocessing
         self.name, self.weights, self.load_report = name, weights, load_report
         self._pooled: tuple[int, ...] = ()
+        self._last: StageMap | None = None
         self.num_features = 0
         _refuse_hidden(model, self.__dict__)
         self.__dict__["_upstream"] = model
@@ -93,7 +94,12 @@ class Backbone(nn.Module):
         self._pooled, self.num_features = _pooling(self, type(model).__name__)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give (N, num_features); what is still spread over pixels or tokens after the cut is averaged over them."""
+        """Give (N, num_features); what is still spread over pixels or tokens after the cut is averaged over them.
+
+        After `give_map()` it gives the last feature map instead, (N, num_features, H, W).
+        """
+        if self._last is not None:
+            return self._maps_of(images, {"last": self._last})["last"]
         features = _first_tensor(self._run(images))
         return features.mean(self._pooled) if self._pooled else features
 
@@ -116,6 +122,36 @@ class Backbone(nn.Module):
         maps = self._maps
         if not maps:
             raise ValueError(f"no stage of {self.name} gives a feature map: expected outputs that grow with the image.")
+        return self._maps_of(images, maps)
+
+    def give_map(self, on: bool = True) -> None:
+        """Have `forward` give the last feature map, for a head that pools by itself, or the features again.
+
+        It is the last of `forward_stages`; what the model does behind it without a module of its own (the ReLU of
+        DenseNet) is left out.
+
+        Args:
+            on: Whether to give the map.
+
+        Raises:
+            ValueError: There is no such map, or weights of the backbone work on what is pooled.
+        """
+        self._last = self._last_map() if on else None
+
+    def _last_map(self) -> StageMap:
+        stage = self.trace.stages[-1]
+        place = self._maps.get(stage.name)
+        behind = () if place is None else stage.modules[stage.modules.index(place.unit) + 1 :]
+        owners = [name for name in behind if any(True for _ in self.get_submodule(name).parameters())]
+        if place is not None and place.channels == self.num_features and not owners:
+            return place
+        why = f"{owners[0]} works on what is pooled" if owners else f"{stage.name}, its last stage, gives vectors"
+        raise ValueError(
+            f"{self.name} has no last feature map for a head that pools by itself (attention): {why}. Choose another "
+            "backbone, such as resnet18, swin_t or vit_b_16, or another head."
+        )
+
+    def _maps_of(self, images: Tensor, maps: Mapping[str, StageMap]) -> dict[str, Tensor]:
         with noted(self, {name: place.unit for name, place in maps.items()}, lambda n, out: maps[n].of(out)) as seen:
             self._run(images)
         if missing := [f"{name} ({maps[name].unit})" for name in maps if name not in seen]:
@@ -153,7 +189,8 @@ class Backbone(nn.Module):
 
     def extra_repr(self) -> str:
         """Name, weights and width, for `print`."""
-        return f"{self.name}, weights={self.weights}, num_features={self.num_features}"
+        gives = "" if self._last is None else f", gives the map of {self._last.unit}"
+        return f"{self.name}, weights={self.weights}, num_features={self.num_features}{gives}"
 
     # A model may read its own old formats: MNASNet tells them by `_version` and rebuilds its stem for the first.
 

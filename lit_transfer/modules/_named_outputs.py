@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lit_transfer.heads import HeadName
 from lit_transfer.modules._saved import ENTRY
 from lit_transfer.modules._told_by_data import listed, told
 from lit_transfer.modules.transfer_module import RunStage, TransferModule
@@ -109,7 +110,7 @@ class NamedOutputs(TransferModule):
         self.num_outputs = self.num_outputs or number
         self.output_names = self.output_names or names or None
 
-    def _reset_head(self, number: int | None, names: list[str] | None, head: str | nn.Module | None) -> None:
+    def _reset_head(self, number: int | None, names: list[str] | None, head: HeadName | nn.Module | None) -> None:
         """Put a fresh head with other outputs on the backbone."""
         number = self._agreed_number(number, names)
         self._refuse_with_optimizers()

@@ -1,7 +1,7 @@
 """One label for each image: binary and multiclass classification."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -16,7 +16,9 @@ from torchmetrics.classification import (
 )
 
 from lit_transfer.calibration import CalibrationError
-from lit_transfer.heads import set_bias_from_counts
+from lit_transfer.heads import HeadName, set_bias_from_counts
+from lit_transfer.modules._losses import ClassLoss, ClassLossName, check_focal
+from lit_transfer.modules._mixing import Mixing
 from lit_transfer.modules._named_outputs import NamedOutputs
 from lit_transfer.modules._saved import ENTRY
 from lit_transfer.modules._told_by_data import told
@@ -73,12 +75,16 @@ class ImageClassifier(NamedOutputs):
         *,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
-        head: str | nn.Module = "linear",
+        head: HeadName | nn.Module = "linear",
         dropout: float = 0.0,
         in_channels: int = 3,
         input_size: int | None = None,
+        loss: ClassLossName = "cross_entropy",
+        focal_gamma: float = 2.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         init_bias: bool = True,
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=3e-3, weight_decay=0.05),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -94,12 +100,20 @@ class ImageClassifier(NamedOutputs):
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_classes: Number of classes; None takes it from `class_names` or from the data.
             class_names: Names in the order of the outputs; None takes them from the data.
-            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to (N, num_classes).
+            head: `"linear"`; `"mlp"`; `"cosine"` for scaled cosines; `"attention"` to pool the last feature map by
+                learned weights; or a module from (N, num_features) to (N, num_classes).
             dropout: Probability with which a feature is dropped before the head's last layer.
             in_channels: Channels of the images; the first convolution is adapted.
             input_size: Side of the images in pixels; None for the size that the weights were made with.
+            loss: `"cross_entropy"`, or `"focal"` for one in which images that are right already count less.
+            focal_gamma: How much less: they are multiplied by (1 - p) ** focal_gamma, p being the right class's
+                probability.
             class_weights: A weight for each class in the loss, or `"balanced"` for the inverse of its frequency.
             label_smoothing: Share of the target's probability that is spread over all classes.
+            mixup: Mix the images of each training batch in pairs, by shares drawn from Beta(mixup, mixup); 0 for none,
+                0.2 is usual. Validation and test are as they are.
+            cutmix: Put a rectangle of each training image into another, its area drawn likewise; 0 for none, 1 is
+                usual. With both, each batch draws one of the two.
             init_bias: Start the head's bias at the logarithms of the class frequencies, if the data tells them and
                 no class weights are given.
             optimizer: Makes the optimizer from parameter groups; its `lr` is the head's.
@@ -114,9 +128,12 @@ class ImageClassifier(NamedOutputs):
                 on a CPU it did not pay (docs/performance.md).
 
         Raises:
-            ValueError: If `num_classes`, `class_names`, `class_weights` or `head` contradict each other.
+            ValueError: If `num_classes`, `class_names`, `class_weights` or `head` contradict each other, or `loss`,
+                `focal_gamma`, `mixup` or `cutmix` is out of its range.
         """
         self.class_names = class_names
+        self._focal_gamma = check_focal(loss, get_args(ClassLossName), focal_gamma)
+        self._mixing = Mixing(mixup, cutmix)
         self._class_weights = class_weights
         self._class_counts: list[int] | None = None
         self._label_smoothing = label_smoothing
@@ -150,8 +167,10 @@ class ImageClassifier(NamedOutputs):
         return self.num_outputs
 
     def configure_loss(self) -> nn.Module:
-        """Cross entropy with the class weights and the label smoothing that were asked for."""
-        return nn.CrossEntropyLoss(weight=self._weights_of_classes(), label_smoothing=self._label_smoothing)
+        """Cross entropy or focal loss, with the class weights and the label smoothing that were asked for."""
+        return ClassLoss(
+            weight=self._weights_of_classes(), label_smoothing=self._label_smoothing, focal_gamma=self._focal_gamma
+        )
 
     def _weights_of_classes(self) -> Tensor | None:
         if self._class_weights is None:
@@ -197,7 +216,7 @@ class ImageClassifier(NamedOutputs):
         *,
         num_classes: int | None = None,
         class_names: list[str] | None = None,
-        head: str | nn.Module | None = None,
+        head: HeadName | nn.Module | None = None,
     ) -> None:
         """Put a fresh head on the backbone, which stays as it is.
 
@@ -241,6 +260,13 @@ class ImageClassifier(NamedOutputs):
         if self.temperature != 1:
             rank_zero_info("The temperature is 1 again, as the weights change: calibrate anew after training.")
             self.temperature.fill_(1)
+
+    def step(self, batch: Any, stage: RunStage) -> Tensor:
+        """Compute the loss of one batch, of images and class numbers (N,), or shares (N, num_classes) once mixed."""
+        images, target = batch
+        if stage == "train":
+            images, target = self._mixing(images, target, self.num_classes)
+        return super().step((images, target), stage)
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Give the probabilities (N, num_classes) for a batch of images, with or without targets."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, Metric
 from torchmetrics.functional import r2_score
 
+from lit_transfer.heads import HeadName
 from lit_transfer.modules._named_outputs import Answers, NamedOutputs
 from lit_transfer.modules._told_by_data import listed, told, training_targets
 from lit_transfer.modules.transfer_module import RunStage
@@ -69,7 +70,7 @@ class ImageRegressor(NamedOutputs):
         target_mean: list[float] | None = None,
         target_std: list[float] | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
-        head: str | nn.Module = "linear",
+        head: HeadName | nn.Module = "linear",
         dropout: float = 0.0,
         in_channels: int = 3,
         input_size: int | None = None,
@@ -93,7 +94,8 @@ class ImageRegressor(NamedOutputs):
             loss: Of standardised targets: `"mse"` for the mean, which R2 judges by; `"mae"` for the median, which
                 outliers do not move; `"huber"` for the former below an error of one standard deviation, and the
                 latter above.
-            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to (N, num_targets), standardised.
+            head: `"linear"`; `"mlp"`; `"cosine"` for scaled cosines; `"attention"` to pool the last feature map by
+                learned weights; or a module from (N, num_features) to (N, num_targets), standardised.
             dropout: Probability with which a feature is dropped before the head's last layer.
             in_channels: Channels of the images; the first convolution is adapted.
             input_size: Side of the images in pixels; None for the size that the weights were made with.
@@ -176,7 +178,7 @@ class ImageRegressor(NamedOutputs):
         *,
         num_targets: int | None = None,
         target_names: list[str] | None = None,
-        head: str | nn.Module | None = None,
+        head: HeadName | nn.Module | None = None,
     ) -> None:
         """Put a fresh head on the backbone, which stays as it is; the targets' scale is taken from the next data.
 

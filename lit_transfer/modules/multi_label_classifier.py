@@ -1,7 +1,7 @@
 """Any number of labels for each image: multi-label classification with a threshold for each label."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
-from lit_transfer.heads import set_bias_from_rates
+from lit_transfer.heads import HeadName, set_bias_from_rates
+from lit_transfer.modules._losses import LabelFocalLoss, LabelLossName, check_focal
+from lit_transfer.modules._mixing import Mixing
 from lit_transfer.modules._named_outputs import Answers, NamedOutputs
 from lit_transfer.modules._thresholds import UNTUNED, best_thresholds
 from lit_transfer.modules._told_by_data import listed, told, training_size, training_targets
@@ -67,8 +69,12 @@ class MultiLabelClassifier(NamedOutputs):
         *,
         num_labels: int | None = None,
         label_names: list[str] | None = None,
+        loss: LabelLossName = "bce",
+        focal_gamma: float = 2.0,
         pos_weight: list[float] | Literal["balanced"] | None = None,
-        head: str | nn.Module = "linear",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        head: HeadName | nn.Module = "linear",
         dropout: float = 0.0,
         in_channels: int = 3,
         input_size: int | None = None,
@@ -87,9 +93,18 @@ class MultiLabelClassifier(NamedOutputs):
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_labels: Number of labels; None takes it from `label_names` or from the data.
             label_names: Names in the order of the outputs; None takes them from the data.
+            loss: `"bce"` for binary cross entropy, or `"focal"` for one in which labels that are right already count
+                less.
+            focal_gamma: How much less: they are multiplied by (1 - p) ** focal_gamma, p being the probability of what
+                is right.
             pos_weight: How many times an image that has a label counts in the loss of that label, for each label;
                 `"balanced"` for the number of images without it over those with it.
-            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to (N, num_labels).
+            mixup: Mix the images of each training batch in pairs, by shares drawn from Beta(mixup, mixup); 0 for none,
+                0.2 is usual. Validation and test are as they are.
+            cutmix: Put a rectangle of each training image into another, its area drawn likewise; 0 for none, 1 is
+                usual. With both, each batch draws one of the two.
+            head: `"linear"`; `"mlp"`; `"cosine"` for scaled cosines; `"attention"` to pool the last feature map by
+                learned weights; or a module from (N, num_features) to (N, num_labels).
             dropout: Probability with which a feature is dropped before the head's last layer.
             in_channels: Channels of the images; the first convolution is adapted.
             input_size: Side of the images in pixels; None for the size that the weights were made with.
@@ -107,9 +122,12 @@ class MultiLabelClassifier(NamedOutputs):
                 on a CPU it did not pay (docs/performance.md).
 
         Raises:
-            ValueError: If `num_labels`, `label_names`, `pos_weight` or `head` contradict each other.
+            ValueError: If `num_labels`, `label_names`, `pos_weight` or `head` contradict each other, or `loss`,
+                `focal_gamma`, `mixup` or `cutmix` is out of its range.
         """
         self.label_names = label_names
+        self._focal_gamma = check_focal(loss, get_args(LabelLossName), focal_gamma)
+        self._mixing = Mixing(mixup, cutmix)
         self._pos_weight = pos_weight
         self._counts: tuple[list[int], int] | None = None
         self._init_bias = init_bias and pos_weight is None
@@ -136,8 +154,11 @@ class MultiLabelClassifier(NamedOutputs):
         return self.num_outputs
 
     def configure_loss(self) -> nn.Module:
-        """Binary cross entropy of each label, with the weights that were asked for."""
-        return nn.BCEWithLogitsLoss(pos_weight=self._weights_of_labels())
+        """Binary cross entropy or focal loss of each label, with the weights that were asked for."""
+        weights = self._weights_of_labels()
+        if self._focal_gamma is not None:
+            return LabelFocalLoss(gamma=self._focal_gamma, pos_weight=weights)
+        return nn.BCEWithLogitsLoss(pos_weight=weights)
 
     def _weights_of_labels(self) -> Tensor | None:
         if self._pos_weight is None:
@@ -166,7 +187,7 @@ class MultiLabelClassifier(NamedOutputs):
         *,
         num_labels: int | None = None,
         label_names: list[str] | None = None,
-        head: str | nn.Module | None = None,
+        head: HeadName | nn.Module | None = None,
     ) -> None:
         """Put a fresh head on the backbone, which stays as it is; the thresholds are 0.5 again.
 
@@ -214,8 +235,10 @@ class MultiLabelClassifier(NamedOutputs):
 
     def step(self, batch: Any, stage: RunStage) -> Tensor:
         """Compute the loss of one batch, of images and targets (N, num_labels) of 0 and 1."""
-        images, target = batch
-        return super().step((images, self._columns(target)), stage)
+        images, target = batch[0], self._columns(batch[1])
+        if stage == "train":
+            images, target = self._mixing(images, target, self.num_labels)
+        return super().step((images, target), stage)
 
     def summarise(self, stage: RunStage, record: Tensor) -> None:
         """Tune the thresholds by validation data, and log what is measured with them."""

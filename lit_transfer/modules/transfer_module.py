@@ -12,7 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import Self
 
 from lit_transfer.backbones import Backbone, Preprocessing, create_backbone
-from lit_transfer.heads import check_head, create_head
+from lit_transfer.heads import HeadName, check_head, create_head, takes_map
 from lit_transfer.modules._learning_rate import warmup_cosine
 from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, read_saved, resolve_class
 from lit_transfer.parameter_groups import param_groups
@@ -53,7 +53,7 @@ class TransferModule(LightningModule):
         weights: str | None = "DEFAULT",
         *,
         num_outputs: int | None = None,
-        head: str | nn.Module = "linear",
+        head: HeadName | nn.Module = "linear",
         dropout: float = 0.0,
         in_channels: int = 3,
         input_size: int | None = None,
@@ -70,7 +70,9 @@ class TransferModule(LightningModule):
             backbone: A name of `list_backbones`, `timm/NAME`, `hf/ORG/NAME`, or a module whose classifier is cut off.
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_outputs: Width of the head's answer; None if the data or `configure_head` tells.
-            head: `"linear"`, `"mlp"`, or a module from (N, num_features) to the answer.
+            head: `"linear"`; `"mlp"`; `"cosine"` for scaled cosines; `"attention"` to pool the last feature map by
+                learned weights; or a module from (N, num_features) to the answer, or from the map (N, num_features, H,
+                W) if it has `takes_map = True`.
             dropout: Probability with which a feature is dropped before the head's last layer.
             in_channels: Channels of the images; the first convolution is adapted.
             input_size: Side of the images in pixels; None for the size that the weights were made with.
@@ -103,13 +105,14 @@ class TransferModule(LightningModule):
         self._built_for = self.backbone.preprocessing.crop
         if isinstance(head, nn.Module):
             self.head = check_head(head, self.backbone.num_features, num_outputs)
+            self.backbone.give_map(takes_map(self.head))
         if num_outputs is not None:
             self._build()
 
     # --- the four hooks -------------------------------------------------------------------------------------------
 
     def configure_head(self) -> nn.Module:
-        """Make the head: takes (N, backbone.num_features), gives the answer."""
+        """Make the head: takes (N, backbone.num_features), or a map if it has `takes_map`; gives the answer."""
         if self.num_outputs is None:
             raise ValueError(
                 "num_outputs is not given and the data does not tell it: pass it, or override configure_head."
@@ -147,6 +150,7 @@ class TransferModule(LightningModule):
         """Call the configuring hooks, each once; what exists already stays."""
         if not self._has("head"):
             self.head = self.configure_head()
+        self.backbone.give_map(takes_map(self.head))
         if not self._has("val_metrics"):
             self.val_metrics = MetricCollection(dict(self.configure_metrics()), prefix="val_")
             self.test_metrics = self.val_metrics.clone(prefix="test_")
@@ -157,7 +161,7 @@ class TransferModule(LightningModule):
     def _has(self, name: str) -> bool:
         return any(name in held for held in (self._modules, self._buffers, self.__dict__))
 
-    def reset_head(self, *, num_outputs: int | None = None, head: str | nn.Module | None = None) -> None:
+    def reset_head(self, *, num_outputs: int | None = None, head: HeadName | nn.Module | None = None) -> None:
         """Put a fresh head on the backbone, which stays as it is.
 
         Args:

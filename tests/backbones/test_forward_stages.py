@@ -185,3 +185,34 @@ def test_a_unit_that_does_not_run_is_named(backbone: Backbone, images: Tensor) -
     backbone._upstream.forward = lambda images: images
     with pytest.raises(ValueError, match=r"did not call what gives the map of stem \(features.1\), stage1"):
         backbone.forward_stages(images)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "swin_t", "timm/resnet18"])
+def test_a_backbone_may_give_its_last_map_which_averages_to_the_features(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(name, weights=None, input_size=64).eval()
+    images, told = torch.rand(2, 3, 64, 64), str(backbone)
+    features = backbone(images)
+    backbone.give_map()
+    last = backbone(images)
+    assert last.shape[:2] == (2, backbone.num_features)
+    torch.testing.assert_close(last.mean((2, 3)), features)
+    torch.testing.assert_close(copy.deepcopy(backbone)(images), last)
+    assert "gives the map of" in str(backbone)  # a cache of features goes by it
+    backbone.give_map(False)
+    assert torch.equal(backbone(images), features)
+    assert str(backbone) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("mobilenet_v3_small", "stage5, its last stage, gives vectors"),
+        ("convnext_tiny", "classifier.0 works on what is pooled"),
+    ],
+)
+def test_a_backbone_without_a_last_map_refuses(name: str, why: str) -> None:
+    with torch.device("meta"):
+        backbone = create_backbone(name, weights=None, input_size=64)
+    with pytest.raises(ValueError, match=rf"{name} has no last feature map .*: {why}. Choose another"):
+        backbone.give_map()

@@ -136,7 +136,7 @@ def test_our_modules_and_data_with_workers_and_augmentation(tmp_path: Path) -> N
 
     def run(*callbacks: Callback, ckpt_path: Path | None = None, seed: int = 1) -> dict[str, Any]:
         torch.manual_seed(0)
-        module = ImageClassifier("squeezenet1_1", weights=None, input_size=32, dropout=0.5)
+        module = ImageClassifier("squeezenet1_1", weights=None, input_size=32, dropout=0.5, mixup=0.2, cutmix=1.0)
         torch.manual_seed(seed)
         data = DigitsData([0, 1], 16, batch_size=8, num_workers=2)
         made = trainer(TolerantRestore(), *callbacks, max_epochs=2)

@@ -51,6 +51,58 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+HEADS = ["cosine", "attention"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_other_heads_are_trained_saved_and_cached(
+    head: str, make: Any, own_data: Any, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    """Bit for bit with cached features: batches of 8, float32, one thread, CPU."""
+    runs = []
+    for caching in ([], [FeatureCaching(fast=False, folder=tmp_path / "cache")]):
+        module = make(head=head)
+        callbacks = [FinetuningSchedule("linear_probe"), TrainabilityAudit(), *caching]
+        trainer = make_trainer(max_epochs=3, callbacks=callbacks)
+        trainer.fit(module, own_data)
+        runs.append(state(module))
+    assert (tmp_path / "cache").exists()
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+    fresh = make(head=head, **{f"num_{module._things}": module.num_outputs})
+    trained = [name for name, value in state(fresh.head).items() if not torch.equal(value, runs[0][f"head.{name}"])]
+    assert sorted(trained) == sorted(state(fresh.head))
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    backbone = module.backbone._upstream
+    loaded = TransferModule.load_from_checkpoint(tmp_path / "saved.ckpt", backbone=backbone, weights_only=True)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(loaded.eval()(images), module.eval()(images))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_fast_features_for_other_heads(
+    head: str, make: Any, own_data: Any, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    measured = []
+    for views in (None, 1, 0):
+        caching = [] if views is None else [FeatureCaching(views=views, folder=tmp_path / "cache")]
+        module, trainer = make(head=head), make_trainer(callbacks=[FinetuningSchedule("linear_probe"), *caching])
+        trainer.fit(module, own_data)
+        measured.append(trainer.validate(module, own_data, verbose=False)[0])
+    assert measured[1] == pytest.approx(measured[0], abs=1e-3)
+    assert measured[2] == pytest.approx(measured[0], abs=1e-3)
+
+
+def test_a_new_head_may_take_the_map_and_the_next_one_the_features(make: Any) -> None:
+    module, images = make(), torch.rand(2, 3, 16, 16)
+    number = f"num_{module._things}"
+    module.reset_head(**{number: 3}, head="attention")
+    assert module.backbone(images).shape == (2, 16, 3, 3)
+    assert module(images).shape == (2, 3)
+    module.reset_head(**{number: 2}, head="cosine")
+    assert module.backbone(images).shape == (2, 16)
+    assert module(images).shape == (2, 2)
+
+
 def test_schedule_and_audit(make: Any, own_data: Any, make_trainer: MakeTrainer) -> None:
     module = make()
     before = state(module.backbone)
