@@ -25,6 +25,7 @@ PUBLIC = {
     ],
     "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "TolerantRestore", "WeightLoading"],
     "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
+    "lit_transfer.export": ["ExportError", "ExportReport", "export"],
     "lit_transfer.modules": ["ImageClassifier", "ImageRegressor", "MultiLabelClassifier", "TransferModule"],
 }
 
