@@ -31,6 +31,7 @@ PUBLIC = {
         "WeightLoading",
     ],
     "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
+    "lit_transfer.export": ["ExportError", "ExportReport", "export"],
     "lit_transfer.modules": ["ImageClassifier", "ImageRegressor", "MultiLabelClassifier", "TransferModule"],
     "lit_transfer.runs": ["Summary", "cross_validate", "run_seeds"],
 }

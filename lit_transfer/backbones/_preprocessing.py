@@ -65,6 +65,14 @@ class Preprocessing:
         step: nn.Module = v2.ToPILImage() if self.interpolation == "lanczos" else v2.ToImage()  # only PIL has that one
         return step
 
+    def cutting(self) -> v2.Compose:
+        """Make the first part of `transform`, which ends with the pixels: uint8 (C, crop, crop), not yet normalised."""
+        from torchvision.transforms import v2
+
+        mode = v2.InterpolationMode(self.interpolation)
+        resize = v2.Resize(self.resize, interpolation=mode, antialias=True)
+        return v2.Compose([self.opening(), resize, v2.CenterCrop(self.crop), v2.ToImage()])
+
     def transform(self) -> v2.Compose:
         """Make the transform for evaluation: a PIL image of this mode, or a uint8 tensor (C, H, W).
 
@@ -75,13 +83,9 @@ class Preprocessing:
         import torch
         from torchvision.transforms import v2
 
-        mode = v2.InterpolationMode(self.interpolation)
         return v2.Compose(
             [
-                self.opening(),
-                v2.Resize(self.resize, interpolation=mode, antialias=True),
-                v2.CenterCrop(self.crop),
-                v2.ToImage(),
+                *self.cutting().transforms,
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(list(self.mean), list(self.std)),
                 v2.ToPureTensor(),

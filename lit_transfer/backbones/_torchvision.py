@@ -23,6 +23,7 @@ __all__ = [
     "download",
     "find_weights",
     "list_names",
+    "model_options",
     "named_weights",
     "preprocessing_of",
     "replace_first_conv",
@@ -42,6 +43,16 @@ def list_names() -> list[str]:
 
 def build_model(name: str, in_channels: int, input_size: int, num_outputs: int | None = None) -> nn.Module:
     """Build a model with random weights and its classifier; its first convolution still takes three channels."""
+    options = model_options(name, in_channels, input_size, num_outputs)
+    try:
+        model: nn.Module = get_model(name, weights=None, **options)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{name} cannot be built for input_size={input_size}: {error}") from error
+    return model
+
+
+def model_options(name: str, in_channels: int, input_size: int, num_outputs: int | None) -> dict[str, Any]:
+    """Give the arguments with which torchvision builds a model for images of this kind."""
     options: dict[str, Any] = {} if num_outputs is None else {"num_classes": num_outputs}
     if name in _TRANSFORM_INPUT:
         # The same whatever the weights, for a checkpoint is rebuilt without any. The auxiliary classifiers never run
@@ -49,11 +60,7 @@ def build_model(name: str, in_channels: int, input_size: int, num_outputs: int |
         options |= {"aux_logits": False, "init_weights": False, "transform_input": in_channels == 3}
     if size_argument := _SIZE_ARGUMENT.get(name.partition("_")[0]):
         options[size_argument] = (input_size, input_size) if size_argument == "input_size" else input_size
-    try:
-        model: nn.Module = get_model(name, weights=None, **options)
-    except (AssertionError, ValueError) as error:
-        raise ValueError(f"{name} cannot be built for input_size={input_size}: {error}") from error
-    return model
+    return options
 
 
 def named_weights(name: str) -> dict[str, WeightsEnum]:

@@ -19,6 +19,10 @@ _COMMANDS = {
     "inspect": ("inspect", "Show what is in a checkpoint; nothing in it is run."),
     "match": ("match", "Show how a checkpoint would be loaded into a backbone; nothing is loaded."),
     "convert": ("convert", "Write the weights of a checkpoint in another format, under other names, or slimmed."),
+    "export": (
+        "export",
+        "Write a checkpoint as ONNX, torch.export, safetensors or torchvision's own, compared with it.",
+    ),
     "diff": ("diff", "Compare two checkpoints tensor by tensor."),
     "backbones": ("backbones", "List backbones: size, input, and which pretrained weights exist."),
     "cache": ("cache", "List or clear the features that FeatureCaching has stored."),

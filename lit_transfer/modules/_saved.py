@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -19,13 +20,19 @@ ENTRY = "lit_transfer"
 def read_saved(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Read what `on_save_checkpoint` wrote, and the hyperparameters, without reading a tensor.
 
+    Args:
+        path: A checkpoint, or a safetensors file that `export` or `save_pretrained` wrote.
+
     Returns:
         Both, or None for a checkpoint that no module of this library wrote.
 
     Raises:
         WeightsError: If the file is damaged.
     """
-    root = open_checkpoint(path).root
+    checkpoint = open_checkpoint(path)
+    root = checkpoint.root
+    if ENTRY in checkpoint.metadata:
+        root = json.loads(checkpoint.metadata[ENTRY])
     if not isinstance(root, Mapping) or ENTRY not in root:
         return None
     return dict(root[ENTRY]), dict(root.get("hyper_parameters", {}))

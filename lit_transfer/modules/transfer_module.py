@@ -1,5 +1,6 @@
 """The base of all modules: a pretrained backbone, a head, and four hooks to make it one's own."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
@@ -13,7 +14,9 @@ from typing_extensions import Self
 
 from lit_transfer.backbones import Backbone, Preprocessing, create_backbone
 from lit_transfer.heads import HeadName, check_head, create_head, takes_map
+from lit_transfer.modules import _hub
 from lit_transfer.modules._learning_rate import warmup_cosine
+from lit_transfer.modules._portable import as_checkpoint
 from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, read_saved, resolve_class
 from lit_transfer.parameter_groups import param_groups
 from lit_transfer.schedule import refuse_without_schedule
@@ -364,7 +367,7 @@ class TransferModule(LightningModule):
         """Rebuild the module that was saved, whichever class of this family it was, without any download.
 
         Takes the arguments of `LightningModule.load_from_checkpoint`; called on a base class it gives the class that
-        was saved.
+        was saved. A safetensors file that `export` or `save_pretrained` wrote is read as well.
 
         Raises:
             ImportError: If the saved class cannot be imported here.
@@ -380,4 +383,28 @@ class TransferModule(LightningModule):
         target = resolve_class(saved[0]["class_path"], cls)
         if target is not cls:
             return cast("Self", target.load_from_checkpoint(checkpoint_path, *args, **kwargs))
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return super().load_from_checkpoint(as_checkpoint(checkpoint_path), *args, **kwargs)
+
+    # --- huggingface's hub ----------------------------------------------------------------------------------------
+
+    save_pretrained, push_to_hub = _hub.save_pretrained, _hub.push_to_hub
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
+        """Build the module that `save_pretrained` or `push_to_hub` wrote, whichever class of this family it was.
+
+        Args:
+            name: A folder, which needs no network, or a name on huggingface's hub, such as "me/ants".
+            options: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` as huggingface_hub's
+                `ModelHubMixin.from_pretrained` takes them; all others are arguments of `load_from_checkpoint`, such as
+                a `backbone` that was given as a module.
+
+        Returns:
+            The module, in eval mode, on the CPU.
+
+        Raises:
+            ImportError: If huggingface_hub is not installed, or the saved class cannot be imported.
+            FileNotFoundError: If there is no such folder, or no module in it.
+            WeightsError: If the module there was written by another library.
+        """
+        return _hub.load_pretrained(cls, name, **options)
