@@ -14,6 +14,7 @@ from lit_transfer.backbones import Preprocessing
 from lit_transfer.data._images import read_pixels
 from lit_transfer.data._kept import KeptPixels
 from lit_transfer.data._labelled_image_data import LabelledImageData
+from lit_transfer.data._sampler import Sampling
 from lit_transfer.data._scan import Split
 from lit_transfer.data._split import check_fractions
 from lit_transfer.data._transforms import Augment
@@ -31,6 +32,7 @@ class ImageFileData(LabelledImageData, ABC):
         batch_size: int,
         *,
         augment: Augment,
+        sampling: Sampling,
         image_size: int | None,
         val_fraction: float,
         test_fraction: float,
@@ -47,6 +49,7 @@ class ImageFileData(LabelledImageData, ABC):
         super().__init__(
             batch_size,
             augment=augment,
+            sampling=sampling,
             seed=seed,
             num_workers=num_workers,
             pin_memory=pin_memory,

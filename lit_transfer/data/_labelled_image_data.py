@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from lightning.fabric.utilities import suggested_max_num_workers
@@ -20,6 +20,7 @@ from lit_transfer.data._dataset import LabelledImages
 from lit_transfer.data._folds import cut_folds
 from lit_transfer.data._lightning import data_rank, lower_log_interval, quiet_no_validation, quiet_worker_advice
 from lit_transfer.data._resumable import ResumableLoader
+from lit_transfer.data._sampler import Sampling
 from lit_transfer.data._scan import Split
 from lit_transfer.data._targets import Classes, Targets
 from lit_transfer.data._transforms import AUGMENT_NAMES, Augment, training_transform
@@ -85,14 +86,18 @@ class LabelledImageData(LightningDataModule, ABC):
         batch_size: int,
         *,
         augment: Augment,
+        sampling: Sampling = "shuffle",
         seed: int,
         num_workers: int | None,
         pin_memory: bool | None,
         persistent_workers: bool | None,
     ) -> None:
         super().__init__()
-        _check_loading(batch_size, augment, num_workers, persistent_workers)
-        self.batch_size, self.augment, self.seed = batch_size, augment, seed
+        _check_loading(batch_size, num_workers, persistent_workers)
+        if not callable(augment):
+            _check_name("augment", augment, AUGMENT_NAMES, " or a callable")
+        _check_name("sampling", sampling, get_args(Sampling))
+        self.batch_size, self.augment, self.sampling, self.seed = batch_size, augment, sampling, seed
         self.num_workers, self.pin_memory, self.persistent_workers = num_workers, pin_memory, persistent_workers
         self._collection: Collection | None = None
         self._order_seed, self._fold = seed, (0, 0)
@@ -123,7 +128,7 @@ class LabelledImageData(LightningDataModule, ABC):
         """Find the images, once, and make the datasets, with transforms that fit the trainer's module."""
         if self._collection is None:
             self._collection = self._with_fold(self.collect())
-            rank_zero_info(_describe(type(self).__name__, self._collection))
+            rank_zero_info(_describe(type(self).__name__, self._collection, self._sampled(self._collection)))
         samples = self._collection.splits
         for name, told in self._collection.targets.told([target for _, target in samples["train"]]).items():
             setattr(self, name, told)
@@ -275,6 +280,22 @@ class LabelledImageData(LightningDataModule, ABC):
         names = targets.names if isinstance(targets, Classes) else None
         return LabelledImages(self._collected().splits[split], names, read=read, transform=transform, seed=seed)
 
+    def _sampled(self, collection: Collection) -> list[str]:
+        """Say how often each class comes, where that is not as often as it is there.
+
+        Raises:
+            ValueError: If there are no classes to balance.
+        """
+        if self.sampling == "shuffle":
+            return []
+        if isinstance(collection.targets, Classes):
+            train = [target for _, target in collection.splits["train"]]
+            return [f"balanced: each class comes {len(train) / len(set(train)):.4g} times in an epoch"]
+        raise ValueError(
+            f"data.sampling='balanced' needs one class for each image; the data has {collection.targets}. Leave it "
+            "out; for rare labels give MultiLabelClassifier pos_weight='balanced'."
+        )
+
     def _collected(self) -> Collection:
         assert self._collection is not None
         return self._collection
@@ -286,6 +307,7 @@ class LabelledImageData(LightningDataModule, ABC):
             self.train_dataset,
             seed=self._order_seed,
             seed_samples=False,  # it takes pairs of index and epoch
+            balance=self.train_dataset.targets if self.sampling == "balanced" else None,
             rank=rank,
             world_size=world_size,
             **self._loading(workers),
@@ -312,19 +334,22 @@ class LabelledImageData(LightningDataModule, ABC):
         return min(4, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
 
 
-def _describe(name: str, collection: Collection) -> str:
+def _describe(name: str, collection: Collection, sampled: list[str]) -> str:
     sizes = ", ".join(f"{split} {len(collection.splits.get(split, []))}" for split in ("train", "val", "test"))
-    return "\n  ".join([f"{name}: {collection.targets}; images: {sizes}", *collection.notes])
+    return "\n  ".join([f"{name}: {collection.targets}; images: {sizes}", *collection.notes, *sampled])
 
 
-def _check_loading(batch_size: int, augment: Augment, num_workers: int | None, persistent_workers: bool | None) -> None:
+def _check_loading(batch_size: int, num_workers: int | None, persistent_workers: bool | None) -> None:
     if batch_size < 1:
         raise ValueError(f"data.batch_size must be at least 1; got {batch_size}.")
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"data.num_workers must be at least 0, or None to choose; got {num_workers}.")
     if persistent_workers and num_workers == 0:
         raise ValueError("data.persistent_workers=True needs workers; got data.num_workers=0.")
-    if not callable(augment) and augment not in AUGMENT_NAMES:
-        near = get_close_matches(str(augment), AUGMENT_NAMES, n=1)
+
+
+def _check_name(option: str, name: str, known: Sequence[str], other: str = "") -> None:
+    if name not in known:
+        near = get_close_matches(str(name), known, n=1, cutoff=0.4)  # "randaugment" means "rand"
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"data.augment must be one of {AUGMENT_NAMES} or a callable; got {augment!r}.{hint}")
+        raise ValueError(f"data.{option} must be one of {tuple(known)}{other}; got {name!r}.{hint}")

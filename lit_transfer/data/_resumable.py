@@ -1,6 +1,6 @@
 """A DataLoader that keeps its place: a run goes on mid-epoch with the very batches that were to come."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -57,6 +57,7 @@ class ResumableLoader(DataLoader[T]):
         seed: int = 0,
         shuffle: bool = True,
         seed_samples: bool = True,
+        balance: Sequence[Hashable] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         sampler: Sampler[Any] | None = None,
@@ -71,14 +72,23 @@ class ResumableLoader(DataLoader[T]):
             shuffle: Whether each epoch has a random order of its own.
             seed_samples: Seed Python, numpy and torch before each sample. False for a dataset that sees to it itself:
                 it is asked for pairs of index and epoch.
+            balance: The class of each sample, for an epoch that visits equally many of each class; a small class
+                comes several times then, and of a large one a part, another one each epoch. None to visit each
+                sample once.
             rank: Number of this process; None to ask torch.distributed when an epoch begins.
             world_size: Number of processes that share an epoch; None likewise.
             sampler: Takes the place of the own order; the loader then keeps no place.
             options: As for DataLoader.
+
+        Raises:
+            ValueError: `balance` has not one class for each sample, or comes with `shuffle=False` or a sampler.
         """
+        if sampler is not None and balance is not None:
+            raise ValueError("balance decides on the order, and so does the sampler: leave one of them out.")
         if sampler is None:
             size = len(dataset)  # type: ignore[arg-type]  # torch does not type the length of a Dataset
-            sampler = EpochSampler(size, batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
+            share = {"rank": rank, "world_size": world_size}
+            sampler = EpochSampler(size, batch_size, seed=seed, shuffle=shuffle, balance=balance, **share)
         # A loader otherwise draws from torch's generator and so changes what the training draws next.
         options.setdefault("generator", torch.Generator().manual_seed(seed))
         dataset = SeededSamples(dataset, seed) if seed_samples else dataset
@@ -112,17 +122,18 @@ class ResumableLoader(DataLoader[T]):
         order = self.sampler
         if not isinstance(order, EpochSampler):
             return {}
-        return {"epoch": self._place[0], "samples": self._place[1], "size": order.size, "seed": order.seed}
+        place = {"epoch": self._place[0], "samples": self._place[1], "size": order.size, "seed": order.seed}
+        return place | ({"balanced": 1} if order.balanced else {})
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on at a place; other data or another seed than before is told, as the order then is another one."""
+        """Go on at a place; other data, seed or sampling than before is told, as the order then is another one."""
         order = self.sampler
         if not isinstance(order, EpochSampler) or not state_dict:
             return
-        for name, now in (("size", order.size), ("seed", order.seed)):
-            if state_dict[name] != now:
+        for name, now in (("size", order.size), ("seed", order.seed), ("balanced", int(order.balanced))):
+            if (before := state_dict.get(name, 0)) != now:
                 rank_zero_warn(
-                    f"The training data had {name} {state_dict[name]} when the checkpoint was written and has {now} "
+                    f"The training data had {name} {before} when the checkpoint was written and has {now} "
                     "now: the epoch goes on after as many samples, but in another order than it began."
                 )
         self._place = state_dict["epoch"], state_dict["samples"]

@@ -1,23 +1,59 @@
 """The order of the training samples, a pure function of seed and epoch, shared out among the processes."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_transfer.data._seeding import stable_hash
 
+Sampling = Literal["shuffle", "balanced"]
 
-def epoch_order(size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
-    """Give the order in which an epoch visits `size` samples."""
+
+def epoch_order(
+    size: int, *, seed: int, epoch: int, shuffle: bool = True, members: Sequence[Sequence[int]] | None = None
+) -> list[int]:
+    """Give the order in which an epoch visits `size` samples.
+
+    Args:
+        size: Number of samples.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+        shuffle: Whether the order is a random one.
+        members: The samples of each class, where equally many of each are visited.
+    """
     if not shuffle:
         return list(range(size))
     generator = torch.Generator().manual_seed(stable_hash("order", seed, epoch))
     order: list[int] = torch.randperm(size, generator=generator).tolist()
-    return order
+    if members is None:
+        return order
+    drawn = _equally_many(size, members, generator)
+    return [drawn[place] for place in order]
+
+
+def _equally_many(size: int, members: Sequence[Sequence[int]], generator: torch.Generator) -> list[int]:
+    """Draw equally many samples of each class, none of them once more before all of its class have come."""
+    share, left = divmod(size, len(members))
+    drawn: list[int] = []
+    for place, own in zip(torch.randperm(len(members), generator=generator).tolist(), members, strict=True):
+        count = share + (place < left)  # what does not divide goes to classes of the epoch's own choice
+        rounds = [torch.randperm(len(own), generator=generator) for _ in range(-(-count // len(own)))]
+        drawn += [own[number] for number in torch.cat(rounds)[:count].tolist()]
+    return drawn
+
+
+def by_class(classes: Iterable[Hashable]) -> list[list[int]]:
+    """Give the samples of each class that some sample has."""
+    members: dict[Hashable, list[int]] = {}
+    for sample, one in enumerate(classes):
+        members.setdefault(one.item() if isinstance(one, Tensor) else one, []).append(
+            sample
+        )  # tensors hash by identity
+    return list(members.values())
 
 
 def share_size(size: int, batch_size: int, *, world_size: int, start: int = 0) -> int:
@@ -47,6 +83,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         *,
         seed: int = 0,
         shuffle: bool = True,
+        balance: Sequence[Hashable] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -57,14 +94,28 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             batch_size: Samples of one batch on one process.
             seed: Seed of the order.
             shuffle: Whether the order is a random one.
+            balance: The class of each sample: an epoch then visits equally many of each class, and as many as there
+                are in all. None to visit each sample once.
             rank: Number of this process; None to ask torch.distributed when an epoch begins.
             world_size: Number of processes; None likewise.
+
+        Raises:
+            ValueError: There is not one class for each sample, or the order is to be both balanced and not random.
         """
+        if balance is not None and (len(balance) != size or not shuffle):
+            wrong = "shuffle=False" if not shuffle else f"{len(balance)} classes for {size} samples"
+            raise ValueError(f"balance needs the class of each sample, and a random order; got {wrong}.")
         indices: Any = range(size)  # has a length, and nothing else is asked of it
         super().__init__(indices, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
         self.size, self.batch_size = size, batch_size
+        self._members = None if balance is None else by_class(balance)
         self._rank, self._world_size = rank, world_size
         self._resume: tuple[int, int] | None = None
+
+    @property
+    def balanced(self) -> bool:
+        """Whether an epoch visits equally many samples of each class."""
+        return self._members is not None
 
     @property
     def world_size(self) -> int:
@@ -89,8 +140,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         epoch, start, left = self.epoch, self.start, self.left
         self._resume = None
         rank = self._rank if self._rank is not None else distributed.get_rank() if distributed.is_initialized() else 0
-        order = cycle(epoch_order(self.size, seed=self.seed, epoch=epoch, shuffle=self.shuffle))
-        mine = islice(order, start + rank, None, self.world_size)
+        order = epoch_order(self.size, seed=self.seed, epoch=epoch, shuffle=self.shuffle, members=self._members)
+        mine = islice(cycle(order), start + rank, None, self.world_size)
         return ((index, epoch) for index in islice(mine, left))
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ from typing import ClassVar
 from lit_transfer.data._image_file_data import ImageFileData
 from lit_transfer.data._images import check_header
 from lit_transfer.data._labelled_image_data import Collection
+from lit_transfer.data._sampler import Sampling
 from lit_transfer.data._scan import ClassFolders, Split, check_same_classes, find_splits, scan_classes
 from lit_transfer.data._split import check_enough, stratified_split
 from lit_transfer.data._targets import Classes
@@ -33,6 +34,7 @@ class ImageFolderData(ImageFileData):
         batch_size: int = 32,
         *,
         augment: Augment = "default",
+        sampling: Sampling = "shuffle",
         image_size: int | None = None,
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
@@ -52,6 +54,8 @@ class ImageFolderData(ImageFileData):
                 and flips half of them left to right; `"trivial"` and `"rand"` add torchvision's TrivialAugmentWide or
                 RandAugment; `"none"` treats them as in evaluation. Or a callable that takes a PIL image: an image or
                 uint8 tensor that it returns is brought to size and normalised, a float tensor is taken as it is.
+            sampling: `"shuffle"` takes each training image once an epoch; `"balanced"` equally many of each class:
+                those of a small class come several times, and of a large one a part, another one each epoch.
             image_size: Side of the images in pixels; None for what the module's preprocessing says, 224 if it has none.
             val_fraction: Share of each class that becomes the validation images if there is no folder of them; 0 for
                 none.
@@ -68,6 +72,7 @@ class ImageFolderData(ImageFileData):
         super().__init__(
             batch_size,
             augment=augment,
+            sampling=sampling,
             image_size=image_size,
             val_fraction=val_fraction,
             test_fraction=test_fraction,

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from lit_transfer.data._image_file_data import ImageFileData
 from lit_transfer.data._labelled_image_data import Collection
+from lit_transfer.data._sampler import Sampling
 from lit_transfer.data._table import Table, read_table
 from lit_transfer.data._table_faults import Faults
 from lit_transfer.data._table_images import find_images
@@ -40,6 +41,7 @@ class TableData(ImageFileData):
         split: str | None = None,
         group: str | None = None,
         augment: Augment = "default",
+        sampling: Sampling = "shuffle",
         image_size: int | None = None,
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
@@ -68,6 +70,7 @@ class TableData(ImageFileData):
                 val, that is made out of train.
             group: Column of what must not fall into two splits: a patient, a place, a day.
             augment: As in ImageFolderData.
+            sampling: As in ImageFolderData; `"balanced"` is for classes.
             image_size: Side of the images in pixels; None for what the module's preprocessing says, 224 if it has none.
             val_fraction: Share of the training rows that becomes the validation images if the table names none, of
                 each class or label alike; 0 for none.
@@ -82,6 +85,7 @@ class TableData(ImageFileData):
         super().__init__(
             batch_size,
             augment=augment,
+            sampling=sampling,
             image_size=image_size,
             val_fraction=val_fraction,
             test_fraction=test_fraction,

@@ -114,8 +114,8 @@ class ImageClassifier(NamedOutputs):
                 0.2 is usual. Validation and test are as they are.
             cutmix: Put a rectangle of each training image into another, its area drawn likewise; 0 for none, 1 is
                 usual. With both, each batch draws one of the two.
-            init_bias: Start the head's bias at the logarithms of the class frequencies, if the data tells them and
-                no class weights are given.
+            init_bias: Start the head's bias at the logarithms of the class frequencies, if the data tells them, no
+                class weights are given and `data.sampling` is not balanced.
             optimizer: Makes the optimizer from parameter groups; its `lr` is the head's.
             lr_scheduler: Makes the scheduler from the optimizer, stepped after each epoch; None for a linear warm-up
                 and half a cosine over the run's own number of steps, stepped after each batch.
@@ -239,14 +239,20 @@ class ImageClassifier(NamedOutputs):
             ValueError: If the data has other classes than this module, or does not tell what is asked of it.
         """
         self._class_counts = told(self.trainer, "class_counts") or self._class_counts
+        drawn_equally = told(self.trainer, "sampling") == "balanced"
         if self._class_weights == "balanced" and stage == "fit":
-            self._balance()
+            self._balance(drawn_equally)
         super().setup(stage)
-        if stage == "fit" and self._head_is_fresh and self._init_bias and self._class_counts:
+        if stage == "fit" and self._head_is_fresh and self._init_bias and self._class_counts and not drawn_equally:
             set_bias_from_counts(self.head, self._class_counts)
             self._head_is_fresh = False
 
-    def _balance(self) -> None:
+    def _balance(self, drawn_equally: bool) -> None:
+        if drawn_equally:
+            raise ValueError(
+                "class_weights='balanced' and data.sampling='balanced' both make rare classes count as much as others, "
+                "and together they count more: leave one of them out."
+            )
         if not self._class_counts:
             raise ValueError(
                 "class_weights='balanced' needs the number of examples of each class, which the data does not tell "

@@ -305,6 +305,27 @@ def test_a_free_transform_comes_through_a_config():
     assert isinstance(data.augment, v2.RandomVerticalFlip)
 
 
+# --- equally many of each class --------------------------------------------------------------------------------------
+
+
+def test_balanced_sampling_shows_a_rare_class_as_often_as_others(make_folder, caplog):
+    folder = make_folder({"ants": 4, "bees": 20})
+    data = ImageFolderData(folder, 4, image_size=8, sampling="balanced", val_fraction=0.25, num_workers=0)
+    data.setup()
+    targets = torch.cat([targets for _, targets in data.train_dataloader()]).tolist()
+    assert data.class_counts == [3, 15]
+    assert (len(targets), targets.count(0)) == (18, 9)
+    assert "balanced: each class comes 9 times in an epoch" in caplog.text
+    assert [target for _, targets in data.val_dataloader() for target in targets.tolist()] == [0] + [1] * 5
+
+
+def test_a_wrong_name_of_sampling_or_augmentation_is_refused_with_the_nearest(make_folder):
+    with pytest.raises(ValueError, match=r"data.sampling must be one of \('shuffle', 'balanced'\).*mean 'balanced'"):
+        ImageFolderData("photos", sampling="balance")
+    with pytest.raises(ValueError, match=r"data.augment must be one of .*Did you mean 'rand'"):
+        ImageFolderData("photos", augment="randaugment")
+
+
 # --- a picture -------------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,22 @@ def test_a_place_is_kept_in_samples_and_so_holds_for_another_batch_size():
     assert len(indices) == 21
 
 
+def test_a_balanced_loader_goes_on_where_another_one_stopped_and_tells_if_it_no_longer_is():
+    options = {"batch_size": 4, "balance": [0] * 3 + [1] * 18}
+    whole = batches(ResumableLoader(Drawing(), **options), 1)
+    assert sum(row[0] < 3 for batch in whole for row in batch) in (10, 11)
+    first, second = (ResumableLoader(Drawing(), **options) for _ in range(2))
+    first.sampler.set_epoch(1)
+    running = iter(first)
+    assert [next(running).tolist() for _ in range(3)] == whole[:3]
+    second.load_state_dict(first.state_dict())
+    assert batches(second, 1) == whole[3:]
+    with pytest.warns(UserWarning, match="had balanced 1 when the checkpoint was written and has 0"):
+        ResumableLoader(Drawing(), 4).load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="leave one of them out"):
+        ResumableLoader(Drawing(), sampler=[1, 2], **options)
+
+
 def test_other_data_than_before_is_told():
     loader = ResumableLoader(Drawing(), 4)
     with pytest.warns(UserWarning, match="had size 30 when the checkpoint was written and has 21"):

@@ -1,11 +1,13 @@
 from collections import Counter
 from itertools import chain, islice
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from lit_transfer.data._sampler import EpochSampler
+from lit_transfer.data._sampler import EpochSampler, by_class, epoch_order
 
 sizes, batch_sizes, worlds, seeds = st.integers(1, 60), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**31)
 
@@ -83,3 +85,67 @@ def test_a_place_in_another_epoch_is_not_taken():
     sampler = EpochSampler(8, 2)
     sampler.resume(1, 4)
     assert len(list(sampler)) == 8
+
+
+# --- equally many of each class --------------------------------------------------------------------------------------
+
+classes = st.lists(st.integers(0, 4), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(classes, seeds, st.integers(0, 5))
+def test_an_epoch_visits_equally_many_of_each_class_and_all_of_one_before_any_again(classes, seed, epoch):
+    order = epoch_order(len(classes), seed=seed, epoch=epoch, members=by_class(classes))
+    assert len(order) == len(classes)
+    visits = Counter(classes[sample] for sample in order)
+    assert set(visits) == set(classes)
+    assert max(visits.values()) - min(visits.values()) <= 1
+    times = Counter(order)
+    for one in set(classes):
+        own = [times[sample] for sample, other in enumerate(classes) if other == one]
+        assert max(own) - min(own) <= 1
+
+
+@settings(deadline=None)
+@given(classes, batch_sizes, worlds, seeds, st.data())
+def test_a_balanced_epoch_is_shared_out_and_entered_in_its_middle(classes, batch_size, world_size, seed, data):
+    size = len(classes)
+
+    def made():
+        options = {"seed": seed, "balance": classes, "world_size": world_size}
+        samplers = [EpochSampler(size, batch_size, rank=r, **options) for r in range(world_size)]
+        for sampler in samplers:
+            sampler.set_epoch(3)
+        return samplers
+
+    whole = [list(sampler) for sampler in made()]
+    assert {len(share) for share in whole} == {len(made()[0])}
+    order = epoch_order(size, seed=seed, epoch=3, members=by_class(classes))
+    shared = [index for samples in zip(*whole, strict=True) for index, _ in samples]
+    assert shared[:size] == order[: len(shared)]
+    done = data.draw(st.integers(0, -(-len(whole[0]) // batch_size)))
+    for sampler, expected in zip(made(), whole, strict=True):
+        sampler.resume(3, done * batch_size * world_size)
+        assert list(sampler) == expected[done * batch_size :]
+
+
+def test_balanced_epochs_differ_and_leave_no_sample_out_for_good():
+    members = by_class([0] * 5 + [1] * 35)
+    orders = [epoch_order(40, seed=0, epoch=epoch, members=members) for epoch in range(12)]
+    assert orders[0] == epoch_order(40, seed=0, epoch=0, members=members)
+    assert len({tuple(order) for order in orders}) == 12
+    assert set(chain(*orders)) == set(range(40))
+    assert orders[0] != epoch_order(40, seed=1, epoch=0, members=members)
+    firsts = [sample < 5 for order in orders for sample in order[:20]]
+    assert 80 < sum(firsts) < 160  # the classes are mixed within an epoch
+
+
+def test_classes_may_be_of_any_kind():
+    for labels in ([0, 1, 0], ["a", "b", "a"], torch.tensor([7, 8, 7]), list(torch.tensor([7, 8, 7]))):
+        assert by_class(labels) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("options", [{"balance": [0, 1]}, {"balance": [0, 1, 1], "shuffle": False}])
+def test_what_cannot_be_balanced_is_refused(options):
+    with pytest.raises(ValueError, match=r"balance needs the class of each sample, and a random order; got"):
+        EpochSampler(3, 2, **options)

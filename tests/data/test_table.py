@@ -302,3 +302,16 @@ def test_the_ants_and_bees_of_the_tutorial_from_a_table(real, tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
     data = ready(tmp_path / "labels.csv", root=root, target="label", split="split")
     assert (data.class_names, data.class_counts, len(data.val_dataset)) == (["ants", "bees"], [123, 121], 153)
+
+
+def test_classes_can_be_balanced_and_nothing_else(make_table):
+    table = make_table("path,label", *(f"{n}.png,{'rare' if n < 3 else 'often'}" for n in range(12)))
+    data = TableData(table, 4, sampling="balanced", val_fraction=0, image_size=8, num_workers=0)
+    data.setup()
+    targets = torch.cat([targets for _, targets in data.train_dataloader()]).tolist()
+    assert targets.count(data.class_names.index("rare")) == 6
+    for task, cells in (("number", "1.5"), ("multilabel", "a;b")):
+        rows = [f"{n}.png,{cells if n % 2 else cells[0]}" for n in range(8)]
+        data = TableData(make_table("path,y", *rows, name=f"{task}.csv"), task=task, sampling="balanced")
+        with pytest.raises(ValueError, match=r"data.sampling='balanced' needs one class for each image; the data has"):
+            data.setup()

@@ -127,6 +127,18 @@ def test_balanced_weights_come_from_the_data(
         make_trainer().fit(ImageClassifier(backbone, class_weights="balanced"), data)
 
 
+def test_data_that_is_drawn_balanced_starts_without_a_prior_and_takes_no_balanced_weights(
+    make_data: Callable[..., Any], backbone: nn.Module, make_trainer: MakeTrainer
+) -> None:
+    data = make_data()
+    data.class_counts, data.sampling = [1, 1, 4], "balanced"
+    module = ImageClassifier(backbone, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
+    make_trainer(max_epochs=1).fit(module, data)
+    assert (module.head.bias == 0).all()
+    with pytest.raises(ValueError, match=r"class_weights='balanced' and data.sampling='balanced' both make rare"):
+        make_trainer().fit(ImageClassifier(backbone, class_weights="balanced"), data)
+
+
 def test_label_smoothing_reaches_the_loss(backbone: nn.Module) -> None:
     assert ImageClassifier(backbone, num_classes=3, label_smoothing=0.1).loss.label_smoothing == 0.1
 
