@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,10 +25,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is None:
         _write(arguments.json, answers, sys.stdout)
         return
-    rows = list(answers)  # all answers first: a broken image must not leave half a file
-    with Path(arguments.output).open("w", newline="", encoding="utf-8") as file:
-        _write(arguments.json, rows, file)
-    print(f"{len(rows)} images -> {arguments.output}")
+    written = StringIO(newline="")  # all answers first: a broken image must not leave half a file
+    _write(arguments.json, answers, written)
+    Path(arguments.output).write_text(written.getvalue(), encoding="utf-8", newline="")
+    print(f"{len(paths)} images -> {arguments.output}")
 
 
 def _parser() -> CommandParser:
@@ -55,6 +56,8 @@ def _entries(answer: Any) -> dict[str, Any]:
 def _columns(answer: Any) -> dict[str, Any]:
     """Ask an answer for its columns (`label, probability, p(ants), p(bees)`), numbers with the digits of float32."""
     columns = answer.columns() if hasattr(answer, "columns") else _entries(answer)
+    if "path" in columns:
+        raise ValueError("the answers have a column 'path' of their own, which would hide the image's: give --json.")
     return {name: f"{value:.7g}" if isinstance(value, float) else value for name, value in columns.items()}
 
 
