@@ -10,6 +10,12 @@ def answer_entries(answer: Any) -> dict[str, Any]:
 
 
 def answer_columns(answer: Any) -> dict[str, Any]:
-    """Ask an answer for its columns (`label, probability, p(ants), p(bees)`), numbers with the digits of float32."""
+    """Ask an answer for its columns (`label, probability, p(ants), p(bees)`), numbers with the digits of float32.
+
+    Raises:
+        ValueError: If one of them would hide the image's path.
+    """
     columns = answer.columns() if hasattr(answer, "columns") else answer_entries(answer)
+    if "path" in columns:
+        raise ValueError("the answers have a column 'path' of their own, which would hide the image's: give --json.")
     return {name: f"{value:.7g}" if isinstance(value, float) else value for name, value in columns.items()}

@@ -36,7 +36,8 @@ def one_line(error: BaseException) -> str | None:
     # An error from a DataLoader's worker carries the worker's traceback; its last line is the message.
     if "in DataLoader worker process" in lines[0]:
         return lines[-1].partition(": ")[2] or lines[-1]
-    return " ".join(lines)
+    ended = [line if line[-1] in ".,:;?!" else f"{line}." for line in lines[:-1]]  # rows of a list, one after another
+    return " ".join([*ended, lines[-1]])
 
 
 def _is_wrapping(error: BaseException) -> bool:

@@ -192,7 +192,9 @@ class _Set:
         if labels.ndim != 1 or labels.is_floating_point():
             raise TypeError(
                 f"probe needs the number of one class for each image; the {self.split} labels have shape "
-                f"{tuple(labels.shape)} and dtype {labels.dtype}."
+                f"{tuple(labels.shape)} and dtype {labels.dtype}. It tells classes apart: of a table, probe one label "
+                "at a time (--data.target LABEL --data.task class --model ImageClassifier); for numbers, train a head "
+                "alone (fit with FinetuningSchedule's linear_probe and FeatureCaching) and compare."
             )
         return images, labels
 

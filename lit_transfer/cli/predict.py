@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,10 +27,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is None:
         _write(arguments.json, answers, sys.stdout)
         return
-    rows = list(answers)  # all answers first: a broken image must not leave half a file
-    with Path(arguments.output).open("w", newline="", encoding="utf-8") as file:
-        _write(arguments.json, rows, file)
-    print(f"{len(rows)} images -> {arguments.output}")
+    written = StringIO(newline="")  # all answers first: a broken image must not leave half a file
+    _write(arguments.json, answers, written)
+    Path(arguments.output).write_text(written.getvalue(), encoding="utf-8", newline="")
+    print(f"{len(paths)} images -> {arguments.output}")
 
 
 def _parser() -> CommandParser:

@@ -26,6 +26,7 @@ from lit_transfer.cli._errors import in_words
 from lit_transfer.cli._gpus import trainer_devices
 from lit_transfer.cli._noise import quiet_lightning
 from lit_transfer.cli._parsing import each_of
+from lit_transfer.cli._refused import nothing_half_written
 from lit_transfer.cli._report import draw_report, print_report
 from lit_transfer.cli._resume import find_checkpoint, keep_log
 from lit_transfer.cli._several import add_several_arguments, check_several, put_into, run_several, set_data
@@ -152,6 +153,21 @@ class TransferCLI(LightningCLI):
         if found is not None:
             keep_log(trainer, found)
         return trainer
+
+    def fit(self, **arguments: Any) -> None:
+        """Train, and leave nothing behind where the data or the model is refused."""
+        with nothing_half_written(self.trainer):
+            self.trainer.fit(**arguments)
+
+    def validate(self, **arguments: Any) -> None:
+        """Measure on the validation data, likewise."""
+        with nothing_half_written(self.trainer):
+            self.trainer.validate(**arguments)
+
+    def test(self, **arguments: Any) -> None:
+        """Measure on the test data, likewise."""
+        with nothing_half_written(self.trainer):
+            self.trainer.test(**arguments)
 
     def after_fit(self) -> None:
         """Say what was left where, and what to do next."""

@@ -88,7 +88,8 @@ class NamedOutputs(TransferModule):
             if not names and word not in self._told_as and told(self.trainer, word):
                 raise ValueError(
                     f"{type(self).__name__} learns {self._things}, and the data has {word} "
-                    f"({listed(list(told(self.trainer, word)))}): train {task} on it, or give other data."
+                    f"({listed(list(told(self.trainer, word)))}): train {task} on it (--model {task.split()[-1]}), or "
+                    "give other data; what a table holds, data.task says."
                 )
         self._agree_with_data(len(names) or told(self.trainer, f"num_{self._things}"), names)
         if self.num_outputs is None:

@@ -139,6 +139,19 @@ class ImageRegressor(NamedOutputs):
             compile=compile,
         )
 
+    @classmethod
+    def _agreed_number(cls, number: int | None, names: list[str] | None) -> int | None:
+        if "path" in (names or []):
+            raise ValueError(
+                "a target is named 'path', as is the column of the images in the answers of predict, which it would "
+                "hide: rename it in the data or in target_names."
+            )
+        return super()._agreed_number(number, names)
+
+    def _agree_with_data(self, number: int | None, names: list[str]) -> None:
+        self._agreed_number(None, names or None)
+        super()._agree_with_data(number, names)
+
     @property
     def num_targets(self) -> int | None:
         """Number of targets, or None before the data told it."""

@@ -148,6 +148,37 @@ def test_what_is_wrong_is_one_line_before_any_image_is_read(
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "target", "told"),
+    [
+        ("ImageClassifier", "label", None),
+        ("ImageClassifier", "[red, size]", "--model ImageRegressor"),
+        ("MultiLabelClassifier", "[red, dark]", "--data.target LABEL --data.task class --model ImageClassifier"),
+        ("ImageRegressor", "[red, size]", "linear_probe and FeatureCaching"),
+        ("ImageClassifier", "red", None),
+    ],
+)
+def test_a_table(run: Any, photos: Path, model: str, target: str, told: str | None) -> None:
+    files = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    rows = [
+        f"{file},{file.split('/')[1]},{file.split('/')[0]},{int('red' in file)},{n % 2},{n + 0.5}"
+        for n, file in enumerate(files)
+    ]
+    Path("t.csv").write_text("\n".join(["path,label,split,red,dark,size", *rows]))
+    table = ("--data=TableData", "--data.table=t.csv", f"--data.root={photos}", "--data.split=split")
+    words = (f"--model={model}", "--model.backbone=squeezenet1_1", *SMALL, "--boundaries", "stem", "--json")
+    task = ("--data.task=number",) if "size" in target else ()
+    task = ("--data.task=class",) if target == "red" else task
+    code, out, err = run("probe", *words, *table, f"--data.target={target}", *task)
+    if told is not None:
+        assert (code, out, err.count("error:"), told in err) == (2, "", 1, True), err
+        return
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["train"], found["val"]) == (16, 8)
+    assert found["boundaries"][0]["probe"] == 1.0
+
+
 class Augmenting(Dataset[Any]):
     def __len__(self) -> int:
         return 8

@@ -1,7 +1,5 @@
 """A table as the data of a run."""
 
-import os
-
 import pytest
 import torch
 import yaml
@@ -55,13 +53,9 @@ def test_bad_rows_are_told_on_one_line(run, table, photos):
     code, _, err = run("fit", "--data", "TableData", *words, *SMALL)
     assert code == 2
     assert "has 2 bad rows: line 26: there is no file 'none.png'" in err
-    assert "line 27: the target is empty" in err
+    assert "' line" not in err  # each row ends with a full stop
+    assert "line 27: the target is empty. " in err
     assert err.count("\n") == 1
     code, _, err = run("fit", "--data", "TableData", f"--data.tabel={table}", *SMALL)
     assert code == 2
     assert "--data.tabel is no option. Nearest: table" in err
-
-
-def test_no_file_is_written_where_the_table_is_refused(run, table):
-    run("fit", "--data", "TableData", f"--data.table={table}", "--data.target=labl", *SMALL)
-    assert not any(name.endswith(".ckpt") for _, _, files in os.walk("runs") for name in files)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from lit_transfer.modules import TransferModule
+from lit_transfer.modules import Prediction, TransferModule
 
 # A small net at a small size, without a download.
 SMALL = (
@@ -108,6 +108,18 @@ def test_predict_writes_no_half_file(run, fitted: Path, photos: Path, tmp_path: 
     assert code == 2
     assert "torn.jpg" in err
     assert not Path("out.csv").exists()
+
+
+def test_an_answer_with_a_path_of_its_own_is_refused(
+    run, own_checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Prediction, "columns", lambda self: {"path": 1.0, "label": self.label})
+    Path("out.csv").write_text("before")
+    code, _, err = run("predict", own_checkpoint, photos / "val", "-o", "out.csv")
+    assert (code, "a column 'path' of their own" in err, "--json" in err) == (2, True, True)
+    assert Path("out.csv").read_text() == "before"
+    code, _, err = run("predict", own_checkpoint, photos / "val", "--json", "-o", "out.csv")
+    assert code == 0, err
 
 
 def test_the_optimizer_and_the_task_are_switched_by_flags(run, photos: Path) -> None:

@@ -150,6 +150,10 @@ def test_data_that_contradicts(numbers: Any, backbone: nn.Module, make_trainer: 
         make_trainer().fit(ImageRegressor(backbone, target_names=["a", "b"]), numbers)
     with pytest.raises(ValueError, match=r"num_targets is not given and the data does not tell it \(target_names\)"):
         make_trainer().fit(ImageRegressor(backbone), loader(torch.zeros(8)), loader(torch.zeros(8)))
+    numbers.target_names = ["path", "darkness"]
+    with pytest.raises(ValueError, match="a target is named 'path'"):
+        make_trainer().fit(ImageRegressor(backbone), numbers)
+    numbers.target_names = ["brightness", "darkness"]
     numbers.target_mean = [1.0]
     with pytest.raises(ValueError, match="target_mean has 1 values for 2 targets"):
         make_trainer().fit(ImageRegressor(backbone), numbers)
@@ -164,6 +168,7 @@ def test_data_that_contradicts(numbers: Any, backbone: nn.Module, make_trainer: 
         ({"num_targets": 2, "target_names": ["a"]}, "num_targets=2, but target_names has 1 names"),
         ({"num_targets": 0}, "needs at least one target"),
         ({"target_names": ["a", "a"]}, "target_names has a name twice"),
+        ({"target_names": ["age", "path"]}, "named 'path'.*rename it"),
         ({"target_mean": [1.0]}, "target_mean and target_std belong together"),
         ({"num_targets": 1, "target_mean": [1.0], "target_std": [0.0]}, "target_std above 0"),
         ({"num_targets": 2, "target_mean": [1.0], "target_std": [1.0]}, "target_mean has 1 values for 2 targets"),
