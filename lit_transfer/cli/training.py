@@ -134,7 +134,7 @@ class TransferCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say what was left where, and what to do next."""
-        if self.trainer.is_global_zero and not self._get(self.config_init, "trainer").get("fast_dev_run"):
+        if not self._get(self.config_init, "trainer").get("fast_dev_run"):
             print_report(self.trainer, self.model)
 
 
