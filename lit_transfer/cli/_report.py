@@ -19,13 +19,19 @@ def print_report(trainer: Trainer, module: LightningModule) -> None:
 
 
 def draw_report(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:
+    """Draw the log and the module's own pictures beside the log, and give what lies where, and the next command.
+
+    All processes call it, and one of them reports: Lightning asks the others for the log's folder, and would wait.
+    """
+    folder = Path(log_dir) if (log_dir := trainer.log_dir) else None
+    if not trainer.is_global_zero:
+        return
     kept = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]  # type: ignore[attr-defined]  # set by its connector
     best = kept[0] if kept else None
     if best is not None:
         score = best.best_model_score
         told = "" if score is None else f"  ({best.monitor} {float(score):.4f})"
         yield "best checkpoint", f"{_short(best.best_model_path)}{told}"
-    folder = Path(trainer.log_dir) if trainer.log_dir else None
     if folder is not None and (folder / "metrics.csv").is_file():
         yield "log", _short(folder / "metrics.csv")
         yield "its plot", _short(plot_log(folder / "metrics.csv", folder / "metrics.png"))

@@ -173,7 +173,7 @@ class TransferCLI(LightningCLI):
         """Say what was left where, and what to do next."""
         if self._several:
             list(draw_report(self.trainer, self.model))
-        elif self.trainer.is_global_zero and not self._get(self.config_init, "trainer").get("fast_dev_run"):
+        elif not self._get(self.config_init, "trainer").get("fast_dev_run"):
             print_report(self.trainer, self.model)
 
 

@@ -37,7 +37,10 @@ def plot_scatter(answers: Tensor, targets: Tensor, titles: Sequence[str]) -> Fig
         ends = [min(true.min().item(), predicted.min().item()), max(true.max().item(), predicted.max().item())]
         axes.plot(ends, ends, color="grey", linewidth=1)
         axes.scatter(true.numpy(), predicted.numpy(), s=14, alpha=max(0.15, min(0.8, 60 / len(true))), linewidths=0)
-        axes.set(title=title, xlabel="true", ylabel="predicted", aspect="equal")
+        margin = 0.05 * (ends[1] - ends[0]) or 1.0
+        limits = (ends[0] - margin, ends[1] + margin)  # with as many bins, the same ticks on both sides
+        axes.set(title=title, xlabel="true", ylabel="predicted", aspect="equal", xlim=limits, ylim=limits)
+        axes.locator_params(nbins=6)
     return figure
 
 

@@ -1,5 +1,6 @@
-"""A small backbone and a small data set for the modules' tests."""
+"""A small backbone and a small data set for the modules' tests; puts this folder on the path for `tasks_ddp`."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class TinyData(LightningDataModule):
