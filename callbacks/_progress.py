@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_transfer.schedule import Planned, Progress, unreachable
 
-__all__ = ["is_open_window", "lengths", "progress_of", "untold"]
+__all__ = ["is_open_window", "lengths", "progress_of", "tell_cut_short", "untold"]
 
 
 def progress_of(
@@ -50,3 +52,14 @@ def untold(trainer: Trainer, phases: Sequence[Planned], length: int | None) -> l
     if waits and not trainer.enable_validation:
         told.append(f"Phase {waits[0]} waits for a metric, and the run has no validation to log one.")
     return told
+
+
+def tell_cut_short(trainer: Trainer, phases: Sequence[Planned], index: int) -> None:
+    """Warn where early stopping ended a fit before the last phase began."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+    stopped = any(isinstance(callback, EarlyStopping) and callback.stopped_epoch for callback in callbacks)
+    if stopped and index < len(phases) - 1:
+        rank_zero_warn(
+            f"FinetuningSchedule: EarlyStopping ended the fit in phase {index + 1} of {len(phases)}. PhasedStopping, "
+            "which takes the same arguments, waits for the last phase (--patience on the command line)."
+        )

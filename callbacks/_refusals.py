@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -13,7 +14,7 @@ __all__ = ["check_scratch", "refuse_lost_schedule"]
 
 
 def refuse_lost_schedule(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Refuse a fit that goes on without the schedule that the checkpoint's run had.
+    """Refuse a fit that goes on without the schedule, or the average of weights, that the checkpoint's run had.
 
     Raises:
         ValueError: With what to add.
@@ -21,6 +22,11 @@ def refuse_lost_schedule(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if trainer.state.fn == TrainerFn.FITTING:
         settings: Any = trainer  # Lightning does not annotate what its connectors set
         refuse_without_schedule(checkpoint.get("callbacks", {}), [c.state_key for c in settings.callbacks])
+        if "current_model_state" in checkpoint and not any(isinstance(c, WeightAveraging) for c in settings.callbacks):
+            raise ValueError(
+                "The checkpoint's weights are an average, and its optimizer goes with others: go on with the callback "
+                "that averaged them (EMA, --ema 0.999), or begin a new training with weights=PATH."
+            )
 
 
 def check_scratch(trainer: Trainer, module: LightningModule) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
 from lit_transfer.audit import check_optimizers
-from lit_transfer.callbacks._progress import is_open_window, lengths, progress_of, untold
+from lit_transfer.callbacks._progress import is_open_window, lengths, progress_of, tell_cut_short, untold
 from lit_transfer.callbacks._quiet import expect_frozen_modules, expect_nothing
 from lit_transfer.callbacks._reducer import pristine_hook_state, rebuild_reducer
 from lit_transfer.callbacks._refusals import check_scratch
@@ -117,6 +117,7 @@ class FinetuningSchedule(Callback):
             self._run.withdraw(pl_module)
         elif stage == "fit" and self._phase is not None:
             self._run.end(pl_module, self._phase)
+            tell_cut_short(trainer, self._run.planned, self._phase)
 
     @property
     def state_key(self) -> str:

@@ -24,8 +24,10 @@ PUBLIC = {
         "unfreeze",
     ],
     "lit_transfer.callbacks": [
+        "EMA",
         "FeatureCaching",
         "FinetuningSchedule",
+        "PhasedStopping",
         "StageNorms",
         "TolerantRestore",
         "WeightLoading",

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lit_transfer import callbacks as callbacks
 from lit_transfer import data as data
 from lit_transfer import modules as modules
-from lit_transfer.callbacks import TolerantRestore
+from lit_transfer.callbacks import EMA, PhasedStopping, TolerantRestore
 from lit_transfer.cli._errors import in_words
 from lit_transfer.cli._gpus import trainer_devices
 from lit_transfer.cli._noise import quiet_lightning
@@ -65,6 +65,10 @@ class TransferCLI(LightningCLI):
         parser.add_argument("--resume", type=Literal["auto"] | None, help=resume)
         if "fit" in self.subcommands():
             add_several_arguments(parser)
+        ema = "validate and keep an average of the weights that forgets with this rate, e.g. 0.999 (callbacks.EMA)"
+        parser.add_argument("--ema", type=float | None, help=ema)
+        patience = "stop after this many validations without a better value of the model's monitor, in the last phase"
+        parser.add_argument("--patience", type=PositiveInt | None, help=patience)
         parser.set_defaults(
             {
                 "model": {"class_path": "lit_transfer.modules.ImageClassifier"},
@@ -90,6 +94,9 @@ class TransferCLI(LightningCLI):
         if self._resume and (args[0] != "fit" or chosen.get("ckpt_path") is not None):
             raise ValueError("--resume auto chooses what fit goes on from: leave it out, or --ckpt_path, or use fit.")
         self._several = check_several(chosen, args[0])
+        for flag in ("ema", "patience"):
+            if chosen.get(flag) is not None and args[0] not in ("fit", "schedule"):
+                raise ValueError(f"--{flag} is about training: leave it out, or use fit.")
 
     def _vocabulary(self, command: str) -> set[str]:
         """Collect the names that a user may have meant: options, arguments of our classes, and the classes."""
@@ -131,6 +138,8 @@ class TransferCLI(LightningCLI):
         callbacks = each_of(given.get("callbacks"), Callback)
         if not any(isinstance(c, TolerantRestore) for c in callbacks):
             callbacks.append(TolerantRestore())
+        if self.subcommand == "fit":
+            callbacks += self._by_flag(callbacks)
         if self.subcommand == "fit" and wanted and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
             # Two of them: the one for the best writes its `last` only after an epoch that was the best.
@@ -168,6 +177,25 @@ class TransferCLI(LightningCLI):
         """Measure on the test data, likewise."""
         with nothing_half_written(self.trainer):
             self.trainer.test(**arguments)
+
+    def _by_flag(self, given: Sequence[Callback]) -> list[Callback]:
+        """Make the callbacks that have a flag of their own.
+
+        Raises:
+            ValueError: There is one of the kind already.
+        """
+        ema, patience = self._get(self.config_init, "ema"), self._get(self.config_init, "patience")
+        made: list[Callback] = [] if ema is None else [EMA(ema)]
+        if patience is not None:
+            monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
+            made.append(PhasedStopping(monitor, mode=mode, patience=patience))
+        for flag, kind in (("ema", WeightAveraging), ("patience", EarlyStopping)):
+            twice = [c for c in given if isinstance(c, kind)]
+            if twice and any(isinstance(c, kind) for c in made):
+                raise ValueError(
+                    f"--{flag} adds what {type(twice[0]).__name__} among the callbacks does: give one of them."
+                )
+        return made
 
     def after_fit(self) -> None:
         """Say what was left where, and what to do next."""

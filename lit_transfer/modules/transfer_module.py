@@ -247,9 +247,19 @@ class TransferModule(LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(used := getattr(datamodule, "preprocessing", None), Preprocessing):
             self.backbone.preprocessing = used
+        self._refuse_early_copies()
         self._build()
         if self._compile and stage == "fit":
             self.backbone.compile()  # in place: parameters keep their names
+
+    def _refuse_early_copies(self) -> None:
+        settings: Any = self.trainer  # Lightning does not annotate what its connectors set
+        copied = [c for c in settings.callbacks if getattr(c, "_average_model", None) is not None]
+        if copied and not self._has("head"):
+            raise ValueError(
+                f"{type(copied[0]).__name__} has copied the module before its head is built, as the data tells its "
+                "width: use lit_transfer.callbacks.EMA in its place, or give the number of outputs to the module."
+            )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Log and return the loss of a training batch."""

@@ -199,3 +199,24 @@ def test_a_truncated_checkpoint(run, fitted: Path, photos: Path) -> None:
     code, _, err = run("test", "--ckpt_path", path, f"--data.root={photos}")
     assert code == 2
     assert "best.ckpt" in err
+
+
+def test_an_average_of_weights_and_patience_by_one_flag_each(run, photos: Path) -> None:
+    words = ("fit", f"--data.root={photos}", "--model.backbone", "squeezenet1_1", *SMALL, "--trainer.max_epochs=6")
+    code, _, err = run(*words, "--ema=0.9", "--patience=1")
+    assert code == 0, err
+    saved = torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert saved["epoch"] < 5
+    assert not torch.equal(saved["state_dict"]["head.weight"], saved["current_model_state"]["head.weight"])
+    assert {name.partition("{")[0] for name in saved["callbacks"]} >= {"EMA", "PhasedStopping"}
+    code, _, err = run("predict", "runs/version_0/checkpoints/best.ckpt", photos / "val")
+    assert code == 0, err
+    for flags, told in (
+        (["--ema=1.5"], "decay must be a number from 0 to below 1, got 1.5"),
+        (["--patience=0"], "--patience"),
+        (["--ema=0.9", "--trainer.callbacks+=EMA"], "--ema adds what EMA among the callbacks does"),
+    ):
+        code, _, err = run(*words, *flags)
+        assert (code, told in err.splitlines()[-1]) == (2, True), err
+    code, _, err = run("test", "--ckpt_path=runs/version_0/checkpoints/best.ckpt", f"--data.root={photos}", "--ema=0.9")
+    assert (code, "--ema is about training" in err) == (2, True)
