@@ -199,8 +199,12 @@ class TransferModule(LightningModule):
 
     def update_metrics(self, stage: RunStage, answer: Tensor, target: Tensor) -> None:
         """Update the metrics of a stage with one batch; in training only the loss is followed."""
-        if self._is_measured(stage):
-            self._metrics(stage).update(answer, target)
+        if (metrics := self.measured(stage)) is not None:
+            metrics.update(answer, target)
+
+    def measured(self, stage: RunStage) -> MetricCollection | None:
+        """Give the metrics that a batch of this stage updates; None in training and in the sanity check."""
+        return self._metrics(stage) if self._is_measured(stage) else None
 
     def _is_measured(self, stage: RunStage) -> bool:
         # The sanity check sees a few batches, often of one class: no metric means anything there.
