@@ -1,7 +1,8 @@
-"""Pretrained architectures without their classifiers, cut into stages: torchvision, timm, and modules of one's own."""
+"""Pretrained architectures without their classifiers, cut into stages: from libraries and of one's own."""
 
 from lit_transfer.backbones._backbone import Backbone
 from lit_transfer.backbones._create import create_backbone
+from lit_transfer.backbones._hub_cache import nothing_cached
 from lit_transfer.backbones._listing import BackboneInfo, describe_backbones, list_backbones
 from lit_transfer.backbones._names import unknown_backbone
 from lit_transfer.backbones._preprocessing import Preprocessing
@@ -15,6 +16,7 @@ __all__ = [
     "describe_backbones",
     "guess_backbone",
     "list_backbones",
+    "nothing_cached",
     "unknown_backbone",
     "upstream_model",
 ]

@@ -113,7 +113,7 @@ def _from_transformers(
         raise unknown_weights(str(weights), name, [])
     config = _transformers.config_of(name, in_channels, input_size)
     preprocessing = _transformers.preprocessing_of(name, config, in_channels, input_size)
-    model, trace = _built(config, preprocessing, classifier)
+    model, trace = _transformers.built(config, preprocessing, classifier)
     if weights is None or from_file:
         return _assemble(model, trace, preprocessing, name, weights, weights)
     heads = trace.stages[-1].modules if trace.classifier is not None else ()
@@ -129,15 +129,8 @@ def _from_config(
     config = _transformers.adapted(config, in_channels, input_size)
     size = input_size or _transformers.size_of(config)
     preprocessing = _module.imagenet(in_channels, size)
-    model, trace = _built(config, preprocessing, classifier)
+    model, trace = _transformers.built(config, preprocessing, classifier)
     return _assemble(model, trace, preprocessing, kind, weights, weights)
-
-
-def _built(config: Any, preprocessing: Preprocessing, classifier: str | None) -> tuple[nn.Module, Trace]:
-    model = without_memory_on_meta(_transformers.build_model, config)
-    classifier = None if classifier == "auto" and _transformers.has_no_classifier(model) else classifier
-    channels = len(preprocessing.mean)
-    return model, trace_stages(model, preprocessing.crop, in_channels=channels, classifier=classifier)
 
 
 def _from_module(

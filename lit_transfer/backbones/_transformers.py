@@ -8,15 +8,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lit_transfer.backbones._memory import without_memory_on_meta
 from lit_transfer.backbones._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from lit_transfer.stages import Trace, trace_stages
 from lit_transfer.weights import WeightsError
 
 __all__ = [
     "adapted",
     "build_model",
+    "built",
     "config_of",
     "download",
     "has_no_classifier",
+    "image_model_types",
     "is_config",
     "is_model",
     "preprocessing_of",
@@ -55,8 +59,8 @@ def has_no_classifier(model: nn.Module) -> bool:
     return is_model(model) and "ForImageClassification" not in type(model).__name__
 
 
-def config_of(name: str, in_channels: int, input_size: int | None) -> Any:
-    """Read the configuration of `hf/ORG/NAME` or `hf/FOLDER`, for this number of channels and this size.
+def config_of(name: str, in_channels: int | None = None, input_size: int | None = None) -> Any:
+    """Read the configuration of `hf/ORG/NAME` or `hf/FOLDER`, for this number of channels and this size, or its own.
 
     Raises:
         ImportError: transformers is not installed.
@@ -72,15 +76,17 @@ def config_of(name: str, in_channels: int, input_size: int | None) -> Any:
     return adapted(config, in_channels, input_size)
 
 
-def adapted(config: Any, in_channels: int, input_size: int | None) -> Any:
+def adapted(config: Any, in_channels: int | None, input_size: int | None) -> Any:
     """Copy a configuration for this number of channels and this size."""
     config = type(config).from_dict(config.to_dict())
-    if in_channels != getattr(config, "num_channels", 3):
+    if in_channels not in {None, getattr(config, "num_channels", 3)}:
         if not hasattr(config, "num_channels"):
             raise ValueError(f"in_channels={in_channels}: {type(config).__name__} has no num_channels.")
         config.num_channels = in_channels
+        if stem := getattr(config, "stem_channels", None):  # HGNetV2 reads its channels there
+            config.stem_channels = [in_channels, *stem[1:]]
     if input_size is not None and hasattr(config, "image_size"):
-        config.image_size = input_size
+        config.image_size = input_size if isinstance(config.image_size, int) else [input_size, input_size]  # Hiera
     return config
 
 
@@ -92,12 +98,36 @@ def build_model(config: Any) -> nn.Module:
     """
     transformers = _import_transformers()
     known = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if config.architectures is None:  # transformers 5 looks into it where there are two classes (DeiT, LeViT)
+        config.architectures = []
     make = transformers.AutoModelForImageClassification if known else transformers.AutoModel
     try:
         model: nn.Module = make.from_config(config)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"no model can be built from this {type(config).__name__}: {error}") from error
     return model.float().train()
+
+
+def built(config: Any, preprocessing: Preprocessing, classifier: str | None) -> tuple[nn.Module, Trace]:
+    """Build the model and cut it into stages; what gives features keeps all of itself, unless a classifier is named."""
+    model = without_memory_on_meta(build_model, config)
+    classifier = None if classifier == "auto" and has_no_classifier(model) else classifier
+    channels = len(preprocessing.mean)
+    return model, trace_stages(model, preprocessing.crop, in_channels=channels, classifier=classifier)
+
+
+def image_model_types() -> frozenset[str]:
+    """Types of models, as in `config.json`, that classify images or are backbones.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    _import_transformers()
+    from transformers.models.auto import modeling_auto as auto
+
+    return frozenset(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) | frozenset(
+        auto.MODEL_FOR_BACKBONE_MAPPING_NAMES
+    )
 
 
 def download(name: str, model: nn.Module, heads: tuple[str, ...]) -> dict[str, Tensor]:
@@ -128,7 +158,9 @@ def download(name: str, model: nn.Module, heads: tuple[str, ...]) -> dict[str, T
     return state
 
 
-def preprocessing_of(name: str, config: Any, in_channels: int, input_size: int | None) -> Preprocessing:
+def preprocessing_of(
+    name: str, config: Any, in_channels: int | None = None, input_size: int | None = None
+) -> Preprocessing:
     """Read the preprocessing from `preprocessor_config.json`; ImageNet's where there is none."""
     from transformers.image_processing_base import ImageProcessingMixin
 

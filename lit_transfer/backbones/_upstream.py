@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from lit_transfer.backbones import _timm, _torchvision
+from lit_transfer.backbones import _timm, _torchvision, _transformers
 from lit_transfer.backbones._memory import without_memory_on_meta
 from lit_transfer.backbones._names import unknown_backbone
 from lit_transfer.stages import Trace, trace_stages
@@ -25,7 +25,8 @@ def upstream_model(
     """Build the model that `create_backbone(name)` takes its backbone from, with its classifier, on the meta device.
 
     Args:
-        name: A name of `list_backbones()`, or `timm/NAME` where timm is installed.
+        name: A name of `list_backbones()`, `timm/NAME` where timm is installed, or `hf/ORG/NAME` or `hf/FOLDER` where
+            transformers is.
         num_outputs: Rows of its classifier; as many as upstream by default.
         in_channels: Channels of the images.
         input_size: Side in pixels of the images; None for the size that the default weights were made with.
@@ -35,13 +36,20 @@ def upstream_model(
 
     Raises:
         ValueError: The name is not known, or the model cannot be built for these channels or this size.
-        ImportError: timm is asked for and not installed.
+        ImportError: timm or transformers is asked for and not installed.
+        WeightsError: The configuration of `hf/...` cannot be fetched.
     """
     with torch.device("meta"):
         if name.startswith("timm/"):
             model = without_memory_on_meta(_timm.build_model, name, None, in_channels, input_size, num_outputs)
             size = _timm.preprocessing_of(model, in_channels, input_size).crop
             return model, trace_stages(model, size, in_channels=in_channels)
+        if name.startswith("hf/"):
+            config = _transformers.config_of(name, in_channels, input_size)
+            if num_outputs is not None:
+                config.num_labels = num_outputs
+            made = _transformers.preprocessing_of(name, config, in_channels, input_size)
+            return _transformers.built(config, made, "auto")
         if name not in _torchvision.list_names():
             raise unknown_backbone(name, _torchvision.list_names() + _timm.list_names(if_installed=True))
         weights = _torchvision.find_weights(name, "DEFAULT")

@@ -112,8 +112,8 @@ def _other(match: Match, entry: Entry, head: tuple[str, ...], wishes: Wishes, cl
     shapes = clash or _shapes(entry)
     change = None
     if wishes.on_mismatch == "adapt" and not clash:
-        first = entry.name == _first_convolution(match)
-        change = adaptation(entry.name, match.target.owner(entry.name), theirs, entry.shape, first=first)
+        owner = match.target.owner(entry.name)
+        change = adaptation(entry.name, owner, theirs, entry.shape, first=_takes_images(match, entry))
     if change is not None:
         return replace(entry, action="adapt", reason=change.reason, change=change)
     if is_under_any(entry.name, head) and (wishes.on_mismatch != "error" or wishes.head is not None):
@@ -123,6 +123,15 @@ def _other(match: Match, entry: Entry, head: tuple[str, ...], wishes: Wishes, cl
     if wishes.on_mismatch == "skip":
         return replace(entry, action="skip", reason=shapes)
     return replace(entry, action="missing", reason=shapes)
+
+
+def _takes_images(match: Match, entry: Entry) -> bool:
+    """Whether it is the first convolution, or one beside it with its channels in both (the branches of RepVGG)."""
+    first = _first_convolution(match)
+    if first is None or first not in match.pairs or not entry.source_shape:
+        return False
+    ours, theirs = match.slots[first].shape, match.tensor(first).shape
+    return entry.name == first or (entry.shape[1:2], entry.source_shape[1:2]) == (tuple(ours[1:2]), theirs[1:2])
 
 
 def _first_convolution(match: Match) -> str | None:

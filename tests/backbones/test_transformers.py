@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageClassification,
     BeitConfig,
     ConvNextConfig,
+    DeiTConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
     ResNetConfig,
@@ -138,6 +139,12 @@ def test_a_configuration_is_a_backbone_with_random_weights() -> None:
     assert backbone(torch.rand(2, 1, 32, 32)).shape == (2, 32)
     with pytest.raises(ValueError, match=r"weights='DEFAULT': SwinConfig has no weights of its own. Pass weights=None"):
         create_backbone(config)
+
+
+def test_a_family_with_two_kinds_of_classifier_is_built_from_its_configuration() -> None:
+    backbone = create_backbone(DeiTConfig(**SMALL, image_size=32, patch_size=8), weights=None).eval()
+    assert (backbone.trace.classifier, backbone.num_features) == ("classifier", 16)
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, 16)
 
 
 @pytest.mark.parametrize("family", ["vit", "swin", "convnext", "resnet", "beit"])

@@ -24,3 +24,11 @@ def test_a_pattern_that_matches_nothing_gets_the_nearest(run) -> None:
     assert code == 2
     assert err.count("\n") == 1
     assert "resnet18" in err
+
+
+def test_of_the_hub_what_is_cached_is_listed(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    code, out, err = run("backbones", "hf/*")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"'hf/*' matches nothing in the hub's cache ({tmp_path})" in err
+    assert "hf/./FOLDER" in err

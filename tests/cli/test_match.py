@@ -132,3 +132,23 @@ def test_a_file_that_tells_of_no_backbone(run) -> None:
     code, _, err = run("match", "linear.pth")
     assert code == 2
     assert "give --backbone NAME" in err
+
+
+def test_a_folder_of_transformers_is_a_backbone_too(run, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification, ViTConfig
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModelForImageClassification.from_config(ViTConfig(**small, image_size=32, patch_size=8, num_labels=5))
+    model.config.save_pretrained(tmp_path / "vit")
+    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "best.pth")
+    question = ("match", tmp_path / "best.pth", "--backbone", f"hf/{tmp_path / 'vit'}")
+    code, out, err = run(*question)
+    assert (code, err) == (0, "")
+    assert f"into hf/{tmp_path / 'vit'}, {len(model.state_dict())} tensors" in " ".join(words(out))
+    assert "verdict complete: it would be loaded" in words(out)
+    assert "classifier.weight 3x16 fresh" in " ".join(words(run(*question, "--num-classes", 3)[1]))
+    code, out, _ = run(*question, "--in-channels", 1, "--input-size", 64)
+    assert code == 0
+    assert "16x1x8x8 adapt" in " ".join(words(out))
+    code, _, err = run("match", tmp_path / "best.pth", "--backbone", f"hf/{tmp_path / 'none'}")
+    assert (code, err.count("\n")) == (2, 1)

@@ -36,6 +36,26 @@ def test_a_smooth_position_table_stays_what_it_was() -> None:
     assert torch.allclose(adapt_relative_table(torch.full((169, 3), 2.0), 225), torch.full((225, 3), 2.0))
 
 
+class Branches(nn.Module):
+    """A stem of two convolutions side by side, as RepVGG's, and a convolution with as many channels as images."""
+
+    def __init__(self, channels: int, inner: int = 5) -> None:
+        super().__init__()
+        self.three, self.one = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(channels, 8, 1)
+        self.inner = nn.Conv2d(inner, 8, 1)
+
+
+def test_every_convolution_on_the_image_is_adapted() -> None:
+    source, model = Branches(3), Branches(4)
+    report = load_weights(model, source.state_dict())
+    assert sorted(report.adapted) == ["one.weight", "three.weight"]
+    torch.testing.assert_close(model.one.weight[:, :3], source.one.weight * 3 / 4)
+    with pytest.raises(WeightsError, match=r"inner\.weight \(8x5x1x1 in the file, 8x6x1x1 in the model\)"):
+        load_weights(Branches(4, inner=6), source.state_dict())
+    with pytest.raises(WeightsError, match=r"inner\.weight"):
+        load_weights(Branches(3, inner=4), source.state_dict())
+
+
 def vit(size: int, patch: int = 16) -> nn.Module:
     return torchvision.models.VisionTransformer(size, patch, 1, 2, 16, 32, num_classes=3)
 
