@@ -108,3 +108,13 @@ def test_what_no_graph_can_hold_is_said(kind: type[TransferModule], told: str, m
     with pytest.raises(ExportError, match=told):
         export(module, tmp_path / "own.pt2", to="torch_export")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_pools_and_a_fitted_temperature_are_in_the_graph(
+    make, answer, pixels: Tensor, tmp_path: Path
+) -> None:
+    module = make("class", "shufflenet_v2_x0_5", head="attention")
+    module.temperature.fill_(3)
+    export(module, tmp_path / "net.pt2", to="torch_export")
+    run = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(run(pixels), answer(module, pixels), rtol=1e-5, atol=1e-5)

@@ -100,3 +100,16 @@ def test_what_torchvision_has_no_model_for_is_refused(
 def test_a_transformers_size_is_part_of_how_torchvision_builds_it() -> None:
     assert model_options("vit_b_32", 3, 64, 2) == {"num_classes": 2, "image_size": 64}
     assert model_options("maxvit_t", 3, 224, 2) == {"num_classes": 2, "input_size": (224, 224)}
+
+
+@pytest.mark.parametrize("to", ["safetensors", "torchvision"])
+def test_a_fitted_temperature_is_in_the_answers(to: Any, make, answer, pixels: Tensor, tmp_path: Path) -> None:
+    """Export compares the file with the module: without the temperature it would be refused."""
+    module = make("class", "shufflenet_v2_x0_5")
+    plain = answer(module, pixels)
+    module.temperature.fill_(3)
+    assert (answer(module, pixels) - plain).abs().max() > 0.01
+    report = export(module, tmp_path / f"net.{'pth' if to == 'torchvision' else to}", to=to)
+    assert report.comparison.same == report.comparison.images
+    if to == "safetensors":
+        assert TransferModule.load_from_checkpoint(report.path).temperature == 3
