@@ -67,10 +67,12 @@ def in_words(message: str, known: Iterable[str]) -> str:
         return f"{' and '.join(f'--{key}.{name}' for name in found[1].split(', '))} must be given."
     wanted = re.findall(r"Expected a (?:<class '([\w.]+)'>|typing\.(Literal\[.*?\]))", message)
     types = dict.fromkeys(name or literal for name, literal in wanted if name != "NoneType")
-    got = re.search(r"Given value: (\S+)", message)
+    # An argument of a class is given as NestedArg(key='loss', val='focla').
+    got = re.search(r"Given value: (?:NestedArg\(key='[\w.]+', val=)?(?:'([^']*)'|([^\s)]+))", message)
     if types and got:
+        value = got[1] or got[2]
         literals = re.findall(r"'([\w-]+)'", " ".join(types))
-        return f"--{key} must be {' or '.join(types)}, got {got[1]!r}.{nearest(got[1], literals)}"
+        return f"--{key} must be {' or '.join(types)}, got {value!r}.{nearest(value, literals)}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return (
             f"--{key}: no class is called {found[1]!r}; give a class that is imported, or its full path."

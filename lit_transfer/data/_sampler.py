@@ -1,5 +1,6 @@
 """The order of the training samples, a pure function of seed and epoch, shared out among the processes."""
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from torch.utils.data.distributed import DistributedSampler
 from lit_transfer.data._seeding import stable_hash
 
 Sampling = Literal["shuffle", "balanced"]
+# Beyond the epochs of any run: what is added for each time that a sample came before in the same epoch.
+_AGAIN = 1 << 32
 
 
 def epoch_order(
@@ -141,8 +144,18 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         self._resume = None
         rank = self._rank if self._rank is not None else distributed.get_rank() if distributed.is_initialized() else 0
         order = epoch_order(self.size, seed=self.seed, epoch=epoch, shuffle=self.shuffle, members=self._members)
-        mine = islice(cycle(order), start + rank, None, self.world_size)
-        return ((index, epoch) for index in islice(mine, left))
+        mine = islice(cycle(self._keys(order, epoch)), start + rank, None, self.world_size)
+        return islice(mine, left)
+
+    def _keys(self, order: list[int], epoch: int) -> Iterator[tuple[int, int]]:
+        """Give pairs of index and epoch; a sample that comes again gets a number of its own, to be augmented anew."""
+        if not self.balanced:
+            yield from ((index, epoch) for index in order)
+            return
+        times: Counter[int] = Counter()
+        for index in order:
+            yield index, epoch + times[index] * _AGAIN
+            times[index] += 1
 
     def __len__(self) -> int:
         return share_size(self.size, self.batch_size, world_size=self.world_size)

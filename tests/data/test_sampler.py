@@ -140,6 +140,12 @@ def test_balanced_epochs_differ_and_leave_no_sample_out_for_good():
     assert 80 < sum(firsts) < 160  # the classes are mixed within an epoch
 
 
+def test_a_sample_that_comes_again_in_an_epoch_is_augmented_anew():
+    keys = list(EpochSampler(12, 4, balance=[0] * 2 + [1] * 10))
+    assert len({index for index, _ in keys}) == 8  # both of one class, three times each, and six of the other
+    assert len(set(keys)) == len(keys) == 12
+
+
 def test_classes_may_be_of_any_kind():
     for labels in ([0, 1, 0], ["a", "b", "a"], torch.tensor([7, 8, 7]), list(torch.tensor([7, 8, 7]))):
         assert by_class(labels) == [[0, 2], [1]]
