@@ -26,8 +26,9 @@ class EMA(WeightAveraging):
 
     Lightning's `EMAWeightAveraging` differs in what goes wrong with transfer: it copies the whole module in `setup`,
     before a head that waits for the data is built, and with an optimizer of the command line, which cannot be copied;
-    this one copies the tensors in `on_fit_start` (or when a checkpoint is loaded, shortly before); it averages what is frozen too, with rounding, where this one leaves it bit for bit; and a `test`
-    after `fit` in the same Trainer loads the weights that are not averaged.
+    this one copies the tensors in `on_fit_start` (or when a checkpoint is loaded, shortly before). It averages what is
+    frozen too, with rounding, where this one leaves it bit for bit; and a `test` after `fit` in the same Trainer loads
+    the weights that are not averaged.
 
     A checkpoint has the average as `state_dict`, which every reader takes, and the weights that train as
     `current_model_state`, from which `fit` goes on.
