@@ -135,7 +135,7 @@ class TransferCLI(LightningCLI):
         made: list[Callback] = [] if ema is None else [EMA(ema)]
         if patience is not None:
             monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
-            made.append(PhasedStopping(monitor, mode=mode, patience=patience))
+            made.append(PhasedStopping(monitor, mode=mode, patience=int(patience)))  # a plain one: checkpoints have it
         for flag, kind in (("ema", WeightAveraging), ("patience", EarlyStopping)):
             twice = [c for c in given if isinstance(c, kind)]
             if twice and any(isinstance(c, kind) for c in made):
