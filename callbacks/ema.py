@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
@@ -24,10 +24,11 @@ class EMA(WeightAveraging):
     term, from TensorFlow's `ExponentialMovingAverage`, lets short runs forget where they began: 0.999 alone would keep
     nine tenths of the first weights over a hundred steps.
 
-    Lightning's `EMAWeightAveraging` differs in what goes wrong with transfer: it copies the module in `setup`, before a
-    head that waits for the data is built, so that this one does it in `on_fit_start` (or when a checkpoint is loaded,
-    shortly before); it averages what is frozen too, with rounding, where this one leaves it bit for bit; and a `test`
-    after `fit` in the same Trainer loads the weights that are not averaged.
+    Lightning's `EMAWeightAveraging` differs in what goes wrong with transfer: it copies the whole module in `setup`,
+    before a head that waits for the data is built, and with an optimizer of the command line, which cannot be copied;
+    this one copies the tensors in `on_fit_start` (or when a checkpoint is loaded, shortly before). It averages what is
+    frozen too, with rounding, where this one leaves it bit for bit; and a `test` after `fit` in the same Trainer loads
+    the weights that are not averaged.
 
     A checkpoint has the average as `state_dict`, which every reader takes, and the weights that train as
     `current_model_state`, from which `fit` goes on.
@@ -64,7 +65,8 @@ class EMA(WeightAveraging):
             self._begin(pl_module)
 
     def _begin(self, pl_module: LightningModule) -> None:
-        self._average_model = AveragedModel(pl_module, pl_module.device, multi_avg_fn=self._average, use_buffers=True)
+        bare = _bare(pl_module, {})
+        self._average_model = AveragedModel(bare, pl_module.device, multi_avg_fn=self._average, use_buffers=True)
 
     @torch.no_grad()
     def _average(self, averages: Any, current: Any, _: Tensor | int) -> None:
@@ -106,14 +108,45 @@ class EMA(WeightAveraging):
             rank_zero_info("EMA: the checkpoint has no average; it begins with the weights.")
             return
         self._begin(pl_module)
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        assert self._average_model is not None
+        known = self._average_model.module.state_dict()
+        averages = {name: value for name, value in checkpoint["state_dict"].items() if name in known}
+        super().on_load_checkpoint(trainer, pl_module, {**checkpoint, "state_dict": averages})
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write both; after the fit the module itself has the average."""
         if self._average_model is not None:
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
+            averages, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+            # What is no tensor, such as the extra state of a module, has no average.
+            checkpoint["state_dict"] = {name: averages.get(name, value) for name, value in current.items()}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the average, which the module has taken over, so that nothing is exchanged after the fit."""
         self._average_model = None
+
+
+def _bare(module: nn.Module, made: dict[int, Any]) -> nn.Module:
+    """Copy the tensors of a module under their names, and nothing else: a module may hold what cannot be copied.
+
+    Args:
+        module: The module.
+        made: What is copied already, by the identity of the original: what is shared is shared in the copy.
+    """
+    if id(module) in made:
+        shared: nn.Module = made[id(module)]
+        return shared
+    bare = made[id(module)] = nn.Module()
+    for name, parameter in module._parameters.items():
+        if parameter is not None and id(parameter) not in made:
+            made[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        bare.register_parameter(name, None if parameter is None else made[id(parameter)])
+    for name, buffer in module._buffers.items():
+        if buffer is not None and id(buffer) not in made:
+            made[id(buffer)] = buffer.detach().clone()
+        copied = None if buffer is None else made[id(buffer)]
+        bare.register_buffer(name, copied, persistent=name not in module._non_persistent_buffers_set)
+    for name, child in module._modules.items():
+        bare.add_module(name, None if child is None else _bare(child, made))
+    return bare

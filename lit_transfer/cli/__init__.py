@@ -15,6 +15,7 @@ _COMMANDS = {
     "schedule": ("schedule", "Show which stages would train when and at which rate, before any training."),
     "probe": ("probe", "Measure what each stage of a backbone knows of your classes, by linear probes and k-NN."),
     "calibrate": ("calibrate", "Fit a classifier's temperature, so that its probabilities mean what they say."),
+    "lr-find": ("lr_find", "Find a learning rate for the head, by raising it until the loss grows."),
     "predict": ("predict", "Label images with a checkpoint."),
     "inspect": ("inspect", "Show what is in a checkpoint; nothing in it is run."),
     "match": ("match", "Show how a checkpoint would be loaded into a backbone; nothing is loaded."),

@@ -68,7 +68,7 @@ class TransferCLI(LightningCLI):
         ema = "validate and keep an average of the weights that forgets with this rate, e.g. 0.999 (callbacks.EMA)"
         parser.add_argument("--ema", type=float | None, help=ema)
         patience = "stop after this many validations without a better value of the model's monitor, in the last phase"
-        parser.add_argument("--patience", type=PositiveInt | None, help=patience)
+        parser.add_argument("--patience", type=int | None, help=patience)
         parser.set_defaults(
             {
                 "model": {"class_path": "lit_transfer.modules.ImageClassifier"},
@@ -185,6 +185,8 @@ class TransferCLI(LightningCLI):
             ValueError: There is one of the kind already.
         """
         ema, patience = self._get(self.config_init, "ema"), self._get(self.config_init, "patience")
+        if patience is not None and patience < 1:
+            raise ValueError(f"--patience must be a whole number of at least 1, got {patience}.")
         made: list[Callback] = [] if ema is None else [EMA(ema)]
         if patience is not None:
             monitor, mode = getattr(self.model, "monitor", ("val_loss", "min"))
