@@ -28,6 +28,17 @@ WHAT = {
     "save, load": "`save_weights` and `load_weights` into one of zeros: equal bit for bit, the features too",
     "ONNX": f"exported with `dynamo=True`, onnxruntime differs by {NEAR:g} of the largest feature at most",
 }
+WHY = {
+    "timm/crossvit_tiny_240": "its two classifiers take features of two widths, and the mean of their logits "
+    "needs both",
+    "timm/efficientvim_m1": "a member is named `weights`, which a Backbone uses for itself: wrap it in a module",
+    "timm/hiera_tiny_224": "its tokens are in an order of their own, which no shape tells; its features are whole",
+    "timm/inception_v3": "its stem has no padding: three of twelve pixels are cut off, where the check allows a fifth",
+    "timm/inception_v4": "as Inception-v3",
+    "timm/inception_resnet_v2": "as Inception-v3",
+    "hf:hiera": "as timm's",
+    "hf:vit_mae": "it masks tokens at random in eval mode too, so that it gives other features each time",
+}
 
 
 def written(rows: Rows) -> str:
@@ -47,10 +58,13 @@ def written(rows: Rows) -> str:
         *(f"- **{column}**: {what}." for column, what in WHAT.items()),
         "",
         *_summary(rows),
+        "",
+        f"Asked so far: {len(rows)} of {len(names())} architectures; the script goes on where its file ends.",
     ]
     for source, title in TITLES.items():
         lines += ["", f"## {title}", "", *_table([rows[name] for name in _asked(rows, source)])]
-    return "\n".join(lines) + "\n"
+    told = [f"- `{name}`: {why}." for name, why in WHY.items() if name in rows]
+    return "\n".join([*lines, "", "## What does not work, and why", "", *told]) + "\n"
 
 
 def _version(library: str) -> str | None:

@@ -1,5 +1,6 @@
-"""The core with each task: what is trained, saved, frozen, cached and restored does not ask which module it is."""
+"""The core with each task and each source: training, saving, freezing, caching, restoring do not ask which it is."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from transformers import ViTConfig
 
-from lit_transfer import WeightsError, param_groups
+from lit_transfer import WeightsError, load_predictor, param_groups
 from lit_transfer.callbacks import FeatureCaching, FinetuningSchedule, TolerantRestore, WeightLoading
 from lit_transfer.callbacks.trainability_audit import TrainabilityAudit
 from lit_transfer.modules import ImageClassifier, ImageRegressor, MultiLabelClassifier, TransferModule
@@ -21,6 +23,10 @@ TASKS: dict[str, type[TransferModule]] = {
     "numbers": ImageRegressor,
     "labels": MultiLabelClassifier,
 }
+
+SIDE = 16  # pixels of the images in conftest.py
+# Small networks of each source that take images of that size.
+SOURCES = ("torchvision", "timm", "transformers", "own module")
 
 
 @pytest.fixture(params=TASKS)
@@ -45,6 +51,24 @@ def make(task: type[TransferModule], backbone: nn.Module) -> Callable[..., Any]:
         return task(backbone, **arguments)
 
     return made
+
+
+@pytest.fixture(params=SOURCES)
+def make_on_source(
+    task: type[TransferModule], request: pytest.FixtureRequest, tmp_path: Path
+) -> tuple[str, Callable[..., Any]]:
+    """Make the same module each time, on a backbone of one source."""
+    names = {"torchvision": "shufflenet_v2_x0_5", "timm": "timm/test_resnet", "transformers": f"hf/{tmp_path}"}
+    if request.param == "transformers":
+        small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+        ViTConfig(**small, image_size=SIDE, patch_size=4).save_pretrained(tmp_path)
+
+    def made(**arguments: Any) -> Any:
+        torch.manual_seed(1)
+        backbone = names.get(request.param) or copy.deepcopy(request.getfixturevalue("backbone"))
+        return task(backbone, None, input_size=SIDE, **arguments)
+
+    return request.param, made
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -175,6 +199,51 @@ def test_groups_hold_each_parameter_once(make: Any, own_data: Any, make_trainer:
     held = [parameter for group in groups for _, parameter in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, module.parameters()))
     assert {group["lr"] for group in groups if group["name"].startswith("head")} == {1e-2}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")  # the resumed run keeps its own beside
+def test_the_core_on_each_source(make_on_source: Any, own_data: Any, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Bit for bit, with and without the cache, resumed or not: batches of 8, float32, one thread, CPU."""
+    source, make = make_on_source
+    before = make()
+    weights = {name: value + 0.01 for name, value in before.backbone.state_dict().items() if value.is_floating_point()}
+    torch.save(
+        {"model_state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "body.pth"
+    )
+    phases = [{"train": ["head"]}, {"at": {"epoch": 1}, "train": "all"}]
+
+    def fit(*callbacks: Any, **arguments: Any) -> Any:
+        module, watching = make(), [FinetuningSchedule(phases), TrainabilityAudit(), *callbacks]
+        keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+        make_trainer(callbacks=watching, enable_checkpointing=keeps).fit(module, own_data, **arguments)
+        return module
+
+    def keeping() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path / "plain", filename="{epoch}", save_top_k=-1)
+
+    plain = fit(WeightLoading(tmp_path / "body.pth"), keeping())
+    saved = torch.load(tmp_path / "plain" / "epoch=0.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[f"backbone.{name}"], value) for name, value in weights.items())
+    expected = state(plain)
+    assert any(not torch.equal(expected[f"backbone.{name}"], value) for name, value in weights.items())
+    caching = FeatureCaching(fast=False, folder=tmp_path / "cache")
+    cached = state(fit(WeightLoading(tmp_path / "body.pth"), caching))
+    assert (tmp_path / "cache").exists()
+    again = tmp_path / "plain" / "epoch=0.ckpt"
+    resumed = state(fit(TolerantRestore(), keeping(), ckpt_path=again, weights_only=True))
+    for other in (cached, resumed):
+        assert other.keys() == expected.keys()
+        assert [name for name, value in expected.items() if not torch.equal(value, other[name])] == []
+
+    groups = param_groups(plain, 1e-3, layer_decay=0.5, stages=plain.stages)
+    held = [parameter for group in groups for _, parameter in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, plain.parameters()))
+    number = {f"num_{plain._things}": len(own_data_names(own_data))}
+    filled = {"module": make(**number)} if source == "own module" else {}
+    predictor = load_predictor(tmp_path / "plain" / "epoch=1.ckpt", "cpu", **filled)
+    images = next(iter(own_data.val_dataloader()))[0]
+    with torch.inference_mode():
+        assert torch.equal(predictor.outputs(images), plain.eval().predict_step(images).float())
 
 
 @pytest.mark.parametrize("other", TASKS)
