@@ -3,8 +3,17 @@
 from lit_transfer.callbacks.feature_caching import FeatureCaching
 from lit_transfer.callbacks.finetuning_schedule import FinetuningSchedule
 from lit_transfer.callbacks.l2_sp import L2SP
+from lit_transfer.callbacks.lora import LoRA
 from lit_transfer.callbacks.tolerant_restore import TolerantRestore
 from lit_transfer.callbacks.trainability_audit import TrainabilityAudit
 from lit_transfer.callbacks.weight_loading import WeightLoading
 
-__all__ = ["L2SP", "FeatureCaching", "FinetuningSchedule", "TolerantRestore", "TrainabilityAudit", "WeightLoading"]
+__all__ = [
+    "L2SP",
+    "FeatureCaching",
+    "FinetuningSchedule",
+    "LoRA",
+    "TolerantRestore",
+    "TrainabilityAudit",
+    "WeightLoading",
+]

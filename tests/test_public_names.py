@@ -23,9 +23,10 @@ PUBLIC = {
         "trace_stages",
         "unfreeze",
     ],
-    "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "TolerantRestore", "WeightLoading"],
+    "lit_transfer.callbacks": ["FeatureCaching", "FinetuningSchedule", "LoRA", "TolerantRestore", "WeightLoading"],
     "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
     "lit_transfer.modules": ["ImageClassifier", "ImageRegressor", "MultiLabelClassifier", "TransferModule"],
+    "lit_transfer.lora": ["add_lora", "merge_lora"],
     "lit_transfer.runs": ["Summary", "cross_validate", "run_seeds"],
 }
 

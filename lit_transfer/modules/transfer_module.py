@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from lit_transfer.backbones import Backbone, Preprocessing, create_backbone
 from lit_transfer.heads import check_head, create_head
+from lit_transfer.lora import add_lora, lora_options
 from lit_transfer.modules._learning_rate import warmup_cosine
 from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, read_saved, resolve_class
 from lit_transfer.parameter_groups import param_groups
@@ -333,6 +334,7 @@ class TransferModule(LightningModule):
             "num_outputs": self.num_outputs,
             "head": self._head_name,
             "preprocessing": self.preprocessing.to_dict(),
+            "lora": lora_options(self),
         }
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None, "input_size": self._built_for}
 
@@ -353,6 +355,8 @@ class TransferModule(LightningModule):
             self.backbone.preprocessing = Preprocessing.from_dict(saved["preprocessing"])
             self.num_outputs, self._head_name = saved["num_outputs"], saved["head"]
         self._build()
+        if saved and saved.get("lora") and lora_options(self) is None:
+            add_lora(self, **saved["lora"])
         self._head_is_fresh = False
 
     @classmethod
