@@ -4,6 +4,7 @@ from lit_transfer.callbacks.ema import EMA
 from lit_transfer.callbacks.feature_caching import FeatureCaching
 from lit_transfer.callbacks.finetuning_schedule import FinetuningSchedule
 from lit_transfer.callbacks.l2_sp import L2SP
+from lit_transfer.callbacks.lora import LoRA
 from lit_transfer.callbacks.phased_stopping import PhasedStopping
 from lit_transfer.callbacks.stage_norms import StageNorms
 from lit_transfer.callbacks.tolerant_restore import TolerantRestore
@@ -15,6 +16,7 @@ __all__ = [
     "L2SP",
     "FeatureCaching",
     "FinetuningSchedule",
+    "LoRA",
     "PhasedStopping",
     "StageNorms",
     "TolerantRestore",

@@ -12,7 +12,7 @@ from torch import nn
 
 from lit_transfer.stages import Stage, stages_of
 
-__all__ = ["flat_names", "is_norm", "remember", "select", "select_each", "stages_again", "unwrapped"]
+__all__ = ["flat_names", "is_lora", "is_norm", "remember", "select", "select_each", "stages_again", "unwrapped"]
 
 _KNOWN = "_lit_transfer_known"  # on a module: what `remember` found
 _STAGE_WORDS = re.compile(r"stem|stage\d+|head|backbone")  # words for which a module is traced
@@ -21,6 +21,11 @@ _STAGE_WORDS = re.compile(r"stem|stage\d+|head|backbone")  # words for which a m
 def is_norm(module: nn.Module) -> bool:
     """True for layers that normalise: torch's own, their subclasses, and any class named so (RMSNorm, LayerNorm2d)."""
     return isinstance(module, nn.modules.batchnorm._NormBase) or "norm" in type(module).__name__.lower()
+
+
+def is_lora(name: str) -> bool:
+    """Tell whether a parameter is part of an adapter, by the names that peft gives them (`lora_A`, `lora_B`)."""
+    return any(part.startswith("lora_") for part in name.split("."))
 
 
 def remember(module: nn.Module) -> tuple[Stage, ...]:
@@ -78,8 +83,9 @@ def select(module: nn.Module, what: str | Iterable[str], *, stages: Sequence[Sta
     Args:
         module: The module whose parameters are meant.
         what: One word or several. A word is the name of a stage (`"stem"`, `"stage4"`, `"head"`), `"all"`,
-            `"backbone"` (each stage but the head), the dotted name of a module or parameter, a shell pattern on
-            parameter names (`"*.bias"`), or a regular expression on them after `re:` (`"re:layer[34]"`).
+            `"backbone"` (each stage but the head), `"lora"` (all adapters, see `lit_transfer.lora`), the dotted name of
+            a module or parameter, a shell pattern on parameter names (`"*.bias"`), or a regular expression on them
+            after `re:` (`"re:layer[34]"`).
         stages: The stages of `module`; traced if a word needs them and they are not given.
 
     Returns:
@@ -133,7 +139,7 @@ def unwrapped(name: str) -> str:
 
 
 def _matches(word: str, name: str) -> bool:
-    if word == "all":
+    if word == "all" or (word == "lora" and is_lora(name)):
         return True
     if word.startswith("re:"):
         return re.search(word[3:], name) is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_transfer._selection import flat_names, is_norm, select, stages_again
+from lit_transfer._selection import flat_names, is_lora, is_norm, select, stages_again
 from lit_transfer.stages import Stage
 
 __all__ = ["param_groups"]
@@ -27,6 +27,7 @@ def param_groups(
     *,
     layer_decay: float | None = None,
     head_lr: float | None = None,
+    lora_lr: float | None = None,
     no_decay: str | Iterable[str] = (),
     stages: Sequence[Stage] | None = None,
 ) -> list[dict[str, Any]]:
@@ -47,6 +48,8 @@ def param_groups(
         weight_decay: Weight decay of the groups that have one.
         layer_decay: Factor from each stage to the one below it, above 0 and at most 1. None: one rate.
         head_lr: Learning rate of the head, instead of `lr`.
+        lora_lr: Learning rate of adapters (see `lit_transfer.lora`), which are a group of their own; None for the
+            head's.
         no_decay: Further words for parameters without decay: stages, modules, shell patterns such as `"*.gamma"`,
             or regular expressions after `re:`.
         stages: The stages of `module`; traced if not given. A module that FSDP or FSDP2 has sharded by now must have
@@ -61,20 +64,21 @@ def param_groups(
         ValueError: A rate, decay or factor out of its range, a word of `no_decay` that matches nothing, or parameters
             that FSDP has flattened unseen.
     """
-    _check(lr=lr, weight_decay=weight_decay, head_lr=head_lr)
+    _check(lr=lr, weight_decay=weight_decay, head_lr=head_lr, lora_lr=lora_lr)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}.")
     # A module's own stages are named as it was before a strategy wrapped its parts.
     known = getattr(module, "stages", ()) if stages is None else stages
-    own = isinstance(known, (tuple, list)) and all(isinstance(stage, Stage) for stage in known)
-    stages = stages_again(module, tuple(known) if own else ())
+    told = isinstance(known, (tuple, list)) and all(isinstance(stage, Stage) for stage in known)
+    stages = stages_again(module, tuple(known) if told else ())
     plain = set(_without_decay(module)) | set(select(module, no_decay, stages=stages))
     rates = _rates(stages, lr, layer_decay, head_lr)
     named = dict(module.named_parameters())
     groups = []
     for stage in stages:
         for kind, decays in (("decay", True), ("no_decay", False)):
-            members = [(name, named[name]) for name in stage.parameters if (name not in plain) is decays]
+            own = [name for name in stage.parameters if not is_lora(name)]
+            members = [(name, named[name]) for name in own if (name not in plain) is decays]
             if members:
                 groups.append(
                     {
@@ -86,6 +90,10 @@ def param_groups(
                         "weight_decay": weight_decay if decays else 0.0,
                     }
                 )
+    if adapters := [(name, parameter) for name, parameter in named.items() if is_lora(name)]:
+        rate = rates["head"] if lora_lr is None else lora_lr
+        first = {"name": "lora", "stage": "lora", "params": adapters}
+        groups.append({**first, "lr": rate, "rate": rate, "weight_decay": weight_decay})
     return groups
 
 

@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from lit_transfer.backbones import Preprocessing
 from lit_transfer.data import convert_image, is_image, read_pixels
 from lit_transfer.features import pieces
+from lit_transfer.lora import merge_lora
 from lit_transfer.modules import ImageClassifier, TransferModule, read_saved
 from lit_transfer.restore import read_training_state
 from lit_transfer.weights import WeightsError
@@ -199,6 +200,7 @@ def load_predictor(
         )
     else:
         module = TransferModule.load_from_checkpoint(str(checkpoint), map_location="cpu")
+        merge_lora(module)
     device = _best_device() if device == "auto" else device
     return Predictor(module, device, batch_size=batch_size, preprocessing=preprocessing, tta=tta)
 

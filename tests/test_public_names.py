@@ -27,6 +27,7 @@ PUBLIC = {
         "EMA",
         "FeatureCaching",
         "FinetuningSchedule",
+        "LoRA",
         "PhasedStopping",
         "StageNorms",
         "TolerantRestore",
@@ -35,6 +36,7 @@ PUBLIC = {
     "lit_transfer.data": ["DigitsData", "ImageFolderData", "ResumableLoader", "TableData"],
     "lit_transfer.export": ["ExportError", "ExportReport", "export"],
     "lit_transfer.modules": ["ImageClassifier", "ImageRegressor", "MultiLabelClassifier", "TransferModule"],
+    "lit_transfer.lora": ["add_lora", "merge_lora"],
     "lit_transfer.runs": ["Summary", "cross_validate", "run_seeds"],
 }
 

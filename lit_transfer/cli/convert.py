@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lit_transfer._selection import is_lora
 from lit_transfer.cli._parsing import CommandParser
 from lit_transfer.cli._tables import as_count, as_size, safe, show
 from lit_transfer.cli._upstream import add_model_arguments, as_flags, backbone_of, model_options, saved_by_us
@@ -122,6 +123,11 @@ def _upstream(checkpoint: Checkpoint, arguments: Namespace) -> tuple[Mapping[str
     """The state dict of the upstream model with the file's values, and where they come from in words."""
     if arguments.strip or arguments.include or arguments.exclude:
         raise ValueError("--to finds the names by itself: it does not go with --strip, --include or --exclude")
+    if any(map(is_lora, main_state_dict(checkpoint, arguments.key)[0])):
+        raise ValueError(
+            f"--to {arguments.to}: {checkpoint.name} holds adapters beside its weights. Merge them first: "
+            "merge_lora(module) of lit_transfer.lora, then save_weights(module.backbone, FILE)"
+        )
     name = _named(checkpoint, arguments.to, arguments.key)
     plan = _plan(checkpoint, name, arguments)
     state: OrderedDict[str, Any] = OrderedDict((entry.name, _unchanged(entry, plan)) for entry in plan.entries)

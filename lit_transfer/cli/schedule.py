@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lit_transfer.callbacks import FinetuningSchedule
+from lit_transfer.callbacks import FinetuningSchedule, LoRA
 from lit_transfer.cli._dry_run import DryRun, DryTrainer
 from lit_transfer.cli._noise import only_warnings
 from lit_transfer.cli._parsing import each_of
@@ -71,7 +71,7 @@ class ScheduleCLI(TransferCLI):
                 "GradientAccumulationScheduler changes the number of steps from epoch to epoch, which is not followed "
                 "here: give --trainer.accumulate_grad_batches, or leave the callback out to see the rest."
             )
-        kept = [c for c in callbacks if isinstance(c, FinetuningSchedule)]
+        kept = [c for c in callbacks if isinstance(c, FinetuningSchedule | LoRA)]
         # Not that of TransferCLI, which adds callbacks and looks for free GPUs.
         trainer = LightningCLI.instantiate_trainer(self, **{**_DRY, "callbacks": kept, **kwargs})
         assert isinstance(trainer, DryTrainer)

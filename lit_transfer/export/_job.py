@@ -12,6 +12,7 @@ from lit_transfer.export._about import About
 from lit_transfer.export._images import Images
 from lit_transfer.export._quiet import quietly
 from lit_transfer.export._report import ExportError
+from lit_transfer.lora import merge_lora
 from lit_transfer.modules import TransferModule
 
 ANY_NUMBER = {"images": {0: torch.export.Dim("batch")}}
@@ -82,9 +83,10 @@ class Job:
 
 
 def private_copy(module: TransferModule) -> TransferModule:
-    """Copy a module without its trainer, for inference in float32 on the CPU."""
+    """Copy a module without its trainer, for inference in float32 on the CPU, adapters of LoRA merged."""
     copied = copy.deepcopy(module, {id(module._trainer): None} if module._trainer is not None else {})
     copied = copied.cpu().float().eval().requires_grad_(False)
+    merge_lora(copied)
     for parameter in copied.parameters():  # files hold plain layouts
         parameter.data = parameter.data.contiguous()
     return copied

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from lit_transfer.backbones import Backbone, Preprocessing, create_backbone
 from lit_transfer.heads import HeadName, check_head, create_head, takes_map
+from lit_transfer.lora import add_lora, lora_options
 from lit_transfer.modules import _hub
 from lit_transfer.modules._learning_rate import warmup_cosine
 from lit_transfer.modules._portable import as_checkpoint
@@ -354,6 +355,7 @@ class TransferModule(LightningModule):
             "num_outputs": self.num_outputs,
             "head": self._head_name,
             "preprocessing": self.preprocessing.to_dict(),
+            "lora": lora_options(self),
         }
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None, "input_size": self._built_for}
 
@@ -374,6 +376,8 @@ class TransferModule(LightningModule):
             self.backbone.preprocessing = Preprocessing.from_dict(saved["preprocessing"])
             self.num_outputs, self._head_name = saved["num_outputs"], saved["head"]
         self._build()
+        if saved and saved.get("lora") and lora_options(self) is None:
+            add_lora(self, **saved["lora"])
         self._head_is_fresh = False
 
     @classmethod

@@ -32,7 +32,8 @@ def check_groups(phases: Sequence[Planned], optimizers: Sequence[Optimizer]) -> 
 def stage_rates(optimizers: Sequence[Optimizer], stages: Sequence[str]) -> dict[str, float]:
     """Return the rate that `param_groups` gave to each stage, from the stem to the head."""
     found = {group["stage"]: float(group["rate"]) for o in optimizers for group in o.param_groups if "stage" in group}
-    return {stage: found[stage] for stage in stages if stage in found}
+    # adapters have a rate of their own, which goes with the head's
+    return {stage: found[stage] for stage in ("lora", *stages) if stage in found}
 
 
 def stage_factors(rates: Mapping[str, float], phase: Planned, warm: float = 1.0) -> dict[str, float]:
@@ -52,7 +53,7 @@ def stage_factors(rates: Mapping[str, float], phase: Planned, warm: float = 1.0)
     Raises:
         ValueError: The phase sets a rate for what has the rate 0.
     """
-    backbone = [stage for stage in rates if stage != "head"]
+    backbone = [stage for stage in rates if stage not in ("head", "lora")]
     scale = 1.0 if phase.lr is None else _ratio(phase.lr, rates, [*rates][-1])
     factors = dict.fromkeys(rates, scale * warm)
     for distance, stage in enumerate(reversed(backbone) if phase.layer_decay is not None else ()):

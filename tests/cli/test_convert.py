@@ -9,7 +9,8 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lit_transfer.modules import ImageClassifier
+from lit_transfer.lora import add_lora
+from lit_transfer.modules import ImageClassifier, TransferModule
 from lit_transfer.weights import open_checkpoint
 
 
@@ -218,3 +219,12 @@ def test_bad_input_is_one_line_and_leaves_no_file(run, words: list[str], told: l
     assert err.count("\n") == 1
     assert all(word in err for word in told), err
     assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+
+
+def test_adapters_are_merged_first(run, own_checkpoint: Path, tmp_path: Path) -> None:
+    module = TransferModule.load_from_checkpoint(own_checkpoint)
+    add_lora(module, r=2)
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "adapted.ckpt")
+    code, _, err = run("convert", tmp_path / "adapted.ckpt", "out.pth", "--to", "squeezenet1_1")
+    assert code == 2
+    assert "Merge them first: merge_lora(module)" in err
