@@ -55,7 +55,7 @@ def check_several(config: Namespace, command: str) -> bool:
     several = seeds is not None or (folds is not None and fold is None)
     if (several and command != "fit") or (folds is not None and command == "test"):
         raise ValueError(f"--folds and --seeds are for fit; {command} measures one checkpoint: leave them out.")
-    if config.get("json") and not several:
+    if "seeds" in config and config.get("json") and not several:  # probe and others have a --json of their own
         raise ValueError("--json is for the table of --folds or --seeds: give one of them, or leave it out.")
     if several:
         as_seeds(seeds if seeds is not None else 1)

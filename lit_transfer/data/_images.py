@@ -106,4 +106,4 @@ def _reason(error: Exception) -> str:
 
 
 def _broken(path: str | Path, why: str) -> ValueError:
-    return ValueError(f"broken image {str(path)!r}: {why}. Repair the file, or leave it out of the data.")
+    return ValueError(f"broken image {str(path)!r}: {why}. Repair the file, or leave it out of data.root or the table.")

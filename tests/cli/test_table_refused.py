@@ -63,7 +63,7 @@ def test_bad_rows_and_columns(refused: Callable[..., str], model: str) -> None:
     assert "line 18: the target" in told
     assert "is empty. Fill in the target, or leave these rows out." in told
     told = refused(*asked, more=("cut.png,1,0,2.5,1",))  # its header is whole: found when it is read
-    assert "cut.png': image file is truncated. Repair the file, or leave it out of the data." in told
+    assert "cut.png': image file is truncated. Repair the file, or leave it out of data.root or the table." in told
 
 
 @pytest.mark.parametrize(
