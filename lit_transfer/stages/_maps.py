@@ -123,7 +123,7 @@ class _Grid:
 def _map_of(module: nn.Module, stage: Stage, runs: dict[int, Record]) -> StageMap | None:
     _, record = max(runs.items())  # the larger images, of which a late stage has more than a single place left
     units = [Unit(name, module.get_submodule(name), record) for name in stage.modules]
-    grids = [_grid_of(unit.name, record) for unit in units]
+    grids = [_grid_of(unit.name, record, runs) for unit in units]
     at = max((i for i, u in enumerate(units) if u.matrices and not u.is_pooled and grids[i]), default=None)
     if at is None:
         return None
@@ -142,7 +142,7 @@ def _same_places(one: _Grid | None, other: _Grid | None) -> bool:
 
 def _stride(name: str, runs: dict[int, Record]) -> int:
     """Pixels for each place on a side; 0 where that is unknown or does not follow the size of the image."""
-    sides = [(size, grid.side) for size, record in sorted(runs.items()) if (grid := _grid_of(name, record))]
+    sides = [(size, grid.side) for size, record in sorted(runs.items()) if (grid := _grid_of(name, record, runs))]
     if len(sides) < len(runs):
         return 0
     (size, side), *larger = sides
@@ -152,7 +152,7 @@ def _stride(name: str, runs: dict[int, Record]) -> int:
     return round((larger[0][0] - size) / more) if more > 0 else 0
 
 
-def _grid_of(name: str, record: Record) -> _Grid | None:
+def _grid_of(name: str, record: Record, runs: dict[int, Record]) -> _Grid | None:
     """Read the output of a module as places and channels, of square images."""
     call = record.calls.get(name)
     if call is None or call.output_shape is None or call.output_shape[0] != record.input_shape[0]:
@@ -161,13 +161,23 @@ def _grid_of(name: str, record: Record) -> _Grid | None:
     if len(shape) not in (2, 3):
         return None
     if len(shape) == 3:
-        axes = place_axes(shape, record.input_shape)
+        axes = _axes_of(name, record, runs)
         if shape[axes[0]] != shape[axes[1]]:
             return None
         last = 2 not in axes
         return _Grid(shape[axes[0]], shape[2 if last else 0], "channels last" if last else "channels first")
     side = _side_of_tokens(shape[0], call, record)
     return _Grid(side, shape[1], "tokens", shape[0] - side**2) if side else None
+
+
+def _axes_of(name: str, record: Record, runs: dict[int, Record]) -> Sequence[int]:
+    """Which axes are places; where there are as many channels as places on a side, a run of other images tells."""
+    for other in (record, *runs.values()):
+        call = other.calls.get(name)
+        shape = None if call is None or call.output_shape is None else call.output_shape[1:]
+        if shape is not None and len(set(shape)) > 1:
+            return place_axes(shape, other.input_shape)
+    return place_axes(record.calls[name].output_shape[1:], record.input_shape)
 
 
 def _side_of_tokens(tokens: int, call: Call, record: Record) -> int | None:

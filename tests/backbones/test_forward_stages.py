@@ -28,6 +28,7 @@ NETWORKS: dict[str, tuple[int, list[int], list[str]]] = {
     "timm/vit_small_patch14_reg4_dinov2": (28, [14] * 13, []),
     "timm/swin_tiny_patch4_window7_224": (224, [4, 4, 8, 16, 32], []),
     "timm/convnext_atto": (64, [4, 4, 8, 16, 32], []),
+    "timm/mambaout_femto": (64, [4, 4, 8, 16, 32], ["stage5"]),  # 48 channels, and 48 places on a side when traced
 }
 
 

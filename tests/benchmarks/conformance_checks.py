@@ -187,7 +187,7 @@ def maps(subject: Subject) -> str:
             given = backbone.forward_stages(subject.images())
         for name, told in channels.items():
             shape, side = tuple(given[name].shape), subject.size / strides[name]
-            if shape[1] != told or shape[2] != shape[3] or not -1 < side - shape[2] <= max(1, side / 5):
+            if shape[1] != told or shape[2] != shape[3] or not -1 < side - shape[2] <= max(1, side / 3):
                 raise Unmet(f"{name}: {shape[1:]}, told {told} at stride {strides[name]}")
     return f"ok, none of {', '.join(without)}" if without else "ok"
 
