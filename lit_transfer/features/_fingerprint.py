@@ -12,6 +12,7 @@ import stat
 import sys
 import types
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["UnknownContentError", "fingerprint"]
+
+_OWN = __name__.partition(".")[0]
 
 _MOST_FILES = 2_000_000  # of a folder that a dataset names: beyond, it is no folder of images
 _MOST_KNOWN = 100_000  # objects whose digests are kept: a dataset may hold one for each of millions of samples
@@ -33,9 +36,9 @@ def fingerprint(**parts: object) -> str:
     """Give 32 hexadecimal digits that depend on all that the parts hold.
 
     Objects are taken by what pickle would save of them, tensors and arrays by their bytes, functions and classes of
-    the user's own by their code and the values that they refer to, those of installed packages by name. A string or
-    Path that is a file stands for its path, size and time of modification as well, and that of a folder for all files
-    in it.
+    the user's own by their code and the values that they refer to, those of installed packages and of this library by
+    name and version. A string or Path that is a file stands for its path, size and time of modification as well, and
+    that of a folder for all files in it.
 
     Raises:
         UnknownContentError: A part cannot be taken apart.
@@ -191,11 +194,25 @@ def _array_bytes(value: Any) -> memoryview:
 def _is_installed(module: str | None) -> bool:
     top = (module or "").partition(".")[0]
     file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
-    return top in sys.stdlib_module_names or "site-packages" in file or "dist-packages" in file
+    return top in {_OWN, *sys.stdlib_module_names} or "site-packages" in file or "dist-packages" in file
 
 
 def _version(module: str | None) -> str:
-    return str(getattr(sys.modules.get((module or "").partition(".")[0]), "__version__", ""))
+    top = (module or "").partition(".")[0]
+    version = str(getattr(sys.modules.get(top), "__version__", ""))
+    return f"{version} {_own_sources()}" if top == _OWN else version
+
+
+@functools.cache
+def _own_sources() -> str:
+    """Tell this library's own code from that of a checkout that was edited.
+
+    Not taken apart as the user's is: its words ("train", "images") would stand for folders of that name.
+    """
+    package = Path(__file__).parents[1]
+    rooms = package, package / "callbacks"  # the latter may be a link, which rglob does not follow
+    files = sorted({path.resolve() for room in rooms for path in room.rglob("*.py")})
+    return _hash_all(part for path in files for part in (path.name, *_size_and_time(path.stat()))).hex()
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
-from lit_transfer.data import ImageFolderData
+from lit_transfer.data import DigitsData, ImageFolderData
 from lit_transfer.features import UnknownContentError, fingerprint
 
 
@@ -142,3 +142,15 @@ def test_our_own_folder_of_photos_is_told_by_its_files_and_options(photos: Path)
     assert of(augment="none") == of(augment="none")
     assert of(augment="none") != of(augment="default")
     assert of(augment="none") != of(augment="none", seed=1)
+
+
+def test_words_in_our_own_code_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs/` lies where most people train, and grows with each run."""
+    monkeypatch.chdir(tmp_path)
+    words = ["runs", "train", "val", "images", "data", "label"]
+    for word in words:
+        (tmp_path / word).mkdir()
+    before = fingerprint(ours=(ImageFolderData, DigitsData))
+    for word in words:
+        (tmp_path / word / "new.txt").write_text("new")
+    assert fingerprint(ours=(ImageFolderData, DigitsData)) == before
