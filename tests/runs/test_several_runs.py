@@ -221,6 +221,7 @@ def test_data_without_folds_and_an_unknown_weights_word_are_refused(tmp_path: Pa
         cross_validate(classifier, torch.nn.Identity, folder=tmp_path, measured="first")  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:.*tensorboardX")  # Lightning's advice where there is no TensorBoard
 def test_the_code_of_the_page_runs(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "several_runs.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
