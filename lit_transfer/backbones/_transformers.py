@@ -67,8 +67,9 @@ def config_of(name: str, in_channels: int | None = None, input_size: int | None 
         ValueError: What is there is no configuration of an image model.
         WeightsError: It cannot be fetched.
     """
+    where = _where(name)
     try:
-        config = _import_transformers().AutoConfig.from_pretrained(_where(name))
+        config = _import_transformers().AutoConfig.from_pretrained(where)
     except OSError as error:
         raise WeightsError(_not_fetched(name, error)) from error
     except (KeyError, ValueError) as error:
@@ -198,8 +199,17 @@ def _side(size: Any) -> int | None:
 
 
 def _where(name: str) -> str:
-    """Return the folder, or the name on the hub."""
-    return name.removeprefix(_PREFIX)
+    """Return the folder, or the name on the hub.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    where = name.removeprefix(_PREFIX)
+    if not where:
+        raise ValueError(f"backbone={name!r} names nothing: expected hf/ORG/NAME or hf/FOLDER.")
+    if where.startswith((".", "/", "~")) and not Path(where).is_dir():
+        raise ValueError(f"backbone={name!r}: there is no folder {where!r}; a name on the hub has the form ORG/NAME.")
+    return where
 
 
 def _not_fetched(name: str, error: Exception) -> str:

@@ -84,7 +84,7 @@ class ImageRegressor(NamedOutputs):
         """Build the backbone with its weights, and the head where the number of targets is known.
 
         Args:
-            backbone: A name of `list_backbones`, `timm/NAME`, or a module whose classifier is cut off.
+            backbone: A name of `list_backbones`, `timm/NAME`, `hf/ORG/NAME`, or a module whose classifier is cut off.
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_targets: Number of targets; None takes it from `target_names` or from the data.
             target_names: Names in the order of the outputs; None takes them from the data.

@@ -89,7 +89,7 @@ class MultiLabelClassifier(NamedOutputs):
         """Build the backbone with its weights, and the head where the number of labels is known.
 
         Args:
-            backbone: A name of `list_backbones`, `timm/NAME`, or a module whose classifier is cut off.
+            backbone: A name of `list_backbones`, `timm/NAME`, `hf/ORG/NAME`, or a module whose classifier is cut off.
             weights: `"DEFAULT"` for the pretrained ones, a weights name, a path or URL, or None for random ones.
             num_labels: Number of labels; None takes it from `label_names` or from the data.
             label_names: Names in the order of the outputs; None takes them from the data.

@@ -161,7 +161,7 @@ def _grid_of(name: str, record: Record, runs: dict[int, Record]) -> _Grid | None
     if len(shape) not in (2, 3):
         return None
     if len(shape) == 3:
-        axes = _axes_of(name, record, runs)
+        axes = _axes_of(name, shape, record, runs)
         if shape[axes[0]] != shape[axes[1]]:
             return None
         last = 2 not in axes
@@ -170,14 +170,13 @@ def _grid_of(name: str, record: Record, runs: dict[int, Record]) -> _Grid | None
     return _Grid(side, shape[1], "tokens", shape[0] - side**2) if side else None
 
 
-def _axes_of(name: str, record: Record, runs: dict[int, Record]) -> Sequence[int]:
+def _axes_of(name: str, shape: Sequence[int], record: Record, runs: dict[int, Record]) -> Sequence[int]:
     """Which axes are places; where there are as many channels as places on a side, a run of other images tells."""
-    for other in (record, *runs.values()):
+    for other in runs.values() if len(set(shape)) == 1 else ():
         call = other.calls.get(name)
-        shape = None if call is None or call.output_shape is None else call.output_shape[1:]
-        if shape is not None and len(set(shape)) > 1:
-            return place_axes(shape, other.input_shape)
-    return place_axes(record.calls[name].output_shape[1:], record.input_shape)
+        if call is not None and call.output_shape is not None and len(set(call.output_shape[1:])) > 1:
+            return place_axes(call.output_shape[1:], other.input_shape)
+    return place_axes(shape, record.input_shape)
 
 
 def _side_of_tokens(tokens: int, call: Call, record: Record) -> int | None:

@@ -255,3 +255,12 @@ def test_a_wrong_name_of_weights_is_told(tmp_path: Path) -> None:
     _, name = saved(tmp_path, "vit")
     with pytest.raises(ValueError, match="weights='IMAGENET': expected a name, an existing file, a URL"):
         create_backbone(name, weights="IMAGENET")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("hf/", "names nothing: expected hf/ORG/NAME"), ("hf/./nowhere", r"there is no folder '\./nowhere'")],
+)
+def test_a_name_of_nothing_is_refused_before_the_network_is_asked(name: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        create_backbone(name)
