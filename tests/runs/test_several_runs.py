@@ -141,7 +141,14 @@ def test_seeds_differ_in_all_but_the_split_and_repeat_themselves(tmp_path: Path,
         made.append(ImageFolderData(photos / "train", 8, num_workers=0))
         return made[-1]
 
-    first = run_seeds(classifier, data, seeds=2, folder=tmp_path / "a", make_trainer=once)
+    seeds: list[int] = []
+
+    def module() -> ImageClassifier:
+        seeds.append(torch.initial_seed())  # of the head, dropout, and all else that torch draws
+        return classifier()
+
+    first = run_seeds(module, data, seeds=2, folder=tmp_path / "a", make_trainer=once)
+    assert seeds == [0, 1]
     assert made[0].val_dataset.samples == made[1].val_dataset.samples
     assert first.runs["seed_0"]["val_loss"] != first.runs["seed_1"]["val_loss"]
     assert not first.pooled
