@@ -33,9 +33,16 @@ WHY = {
     "needs both",
     "timm/efficientvim_m1": "a member is named `weights`, which a Backbone uses for itself: wrap it in a module",
     "timm/hiera_tiny_224": "its tokens are in an order of their own, which no shape tells; its features are whole",
-    "timm/inception_v3": "its stem has no padding: three of twelve pixels are cut off, where the check allows a fifth",
+    "inception_v3": "its stem has no padding: of three places on a side one is left, where the check allows two",
+    "timm/inception_v3": "as torchvision's",
     "timm/inception_v4": "as Inception-v3",
     "timm/inception_resnet_v2": "as Inception-v3",
+    "timm/naflexvit_base_patch16_gap": "it takes patches, which a linear layer embeds: there is no convolution to adapt, "
+    "and no map",
+    "timm/vit_tiny_r_s16_p8_224": "timm does not build it without memory, as the check does first; create_backbone makes it",
+    "timm/vitamin_small_224": "as vit_tiny_r_s16_p8_224",
+    "timm/xception": "an old name, whose size the check cannot ask for; create_backbone makes it",
+    "hf:swin": "torch.onnx cannot decompose its graph",
     "hf:hiera": "as timm's",
     "hf:vit_mae": "it masks tokens at random in eval mode too, so that it gives other features each time",
 }
