@@ -115,7 +115,7 @@ def put_into(place: Path, loggers: Sequence[Logger]) -> dict[str, Any]:
     """Let the loggers that have folders write into the folder of a run; give the Trainer's arguments for the rest."""
     for logger in loggers:
         if hasattr(logger, "log_dir"):  # CSV, TensorBoard
-            logger._version = f"{place.parent.name}/{place.name}"  # type: ignore[attr-defined]
+            logger._version = f"{place.parent.name}/{place.name}"  # type: ignore[attr-defined]  # both have it
     return {"default_root_dir": str(place)}
 
 

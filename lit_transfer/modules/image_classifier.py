@@ -293,3 +293,8 @@ class ImageClassifier(NamedOutputs):
         probabilities = dict(zip(self._names_or_numbers, output.tolist(), strict=True))
         label = self._names_or_numbers[int(output.argmax())]
         return Prediction(label, probabilities[label], probabilities)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Measure probabilities (N, num_classes), whichever modules gave them, for true classes (N,)."""
+        smallest = torch.finfo(outputs.dtype).tiny
+        return super().measure(outputs.clamp(min=smallest).log(), targets)  # metrics take logits, whose softmax it is

@@ -1,3 +1,5 @@
+"""The command line of export: what it prints, its JSON, and what it refuses."""
+
 import json
 import shutil
 from pathlib import Path

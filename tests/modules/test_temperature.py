@@ -78,3 +78,12 @@ def test_it_ends_with_the_weights_that_it_was_fitted_for(
     module.temperature.fill_(2.0)
     module.reset_head(num_classes=2)
     assert module.temperature == 1
+
+
+def test_answers_of_folds_are_measured_as_probabilities() -> None:
+    """As `predict_step` gives them: a second softmax would make 0.9 sure answers of 0.99 ones."""
+    module = ImageClassifier("squeezenet1_1", weights=None, num_classes=2, input_size=32)
+    outputs = torch.tensor([[0.99, 0.01]] * 9 + [[0.01, 0.99]] * 2)  # the last but one is wrong
+    found = module.measure(outputs, torch.tensor([0] * 10 + [1]))
+    assert found["acc"] == pytest.approx(10 / 11)
+    assert found["ece"] == pytest.approx(0.99 - 10 / 11, abs=1e-4)
