@@ -1,13 +1,22 @@
-"""Which of Lightning's messages a person at the command line need not read."""
+"""Which of Lightning's messages and files a person at the command line has no use for."""
 
 import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Advertisements, devices that nobody has, and a step of Lightning's own.
 _NOISE = ("\N{ELECTRIC LIGHT BULB} Tip", "TPU available", "Loading `train_dataloader` to estimate")
+# For a Trainer that leaves nothing behind of what `fit` would.
+LEAVES_NOTHING: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -13,14 +13,13 @@ from matplotlib.backend_bases import FigureCanvasBase
 from torch import Tensor
 
 from lit_transfer.calibration import Reliability, fit_temperature, plot_reliability, reliability
-from lit_transfer.cli._noise import only_warnings
+from lit_transfer.cli._noise import LEAVES_NOTHING, only_warnings
 from lit_transfer.cli._tables import as_count, make_table, show
 from lit_transfer.cli.training import TransferCLI, _value_of, run_cli
 from lit_transfer.modules import ImageClassifier, read_saved
 from lit_transfer.modules._saved import ENTRY
 from lit_transfer.restore import save_atomically
 
-_QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 _NEEDS = (
     "calibrate needs a checkpoint that lit-transfer fit wrote, which keeps the temperature: lit-transfer calibrate "
     "CKPT --data.root DIR."
@@ -103,7 +102,7 @@ class CalibrateCLI(TransferCLI):
         Raises:
             ValueError: Several devices are asked for.
         """
-        trainer = super().instantiate_trainer(**{**_QUIET, **kwargs})
+        trainer = super().instantiate_trainer(**{**LEAVES_NOTHING, **kwargs})
         if trainer.world_size > 1:
             raise ValueError("calibrate runs on one device: give --trainer.devices=1.")
         return trainer

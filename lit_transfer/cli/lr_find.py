@@ -17,18 +17,14 @@ from matplotlib.figure import Figure
 from torch.optim import Optimizer
 
 from lit_transfer.callbacks import FinetuningSchedule
-from lit_transfer.cli._noise import only_warnings
+from lit_transfer.cli._noise import LEAVES_NOTHING, only_warnings
 from lit_transfer.cli._parsing import each_of
 from lit_transfer.cli.training import TransferCLI, run_cli
 from lit_transfer.modules import TransferModule
 from lit_transfer.schedule import while_stepping
 
 _QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
+    **LEAVES_NOTHING,
     "check_val_every_n_epoch": 10**9,  # only the training loss is looked at
 }
 _FEWEST = 20  # losses below which a curve says nothing

@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import nn
 
 from lit_transfer.callbacks import FeatureCaching, FinetuningSchedule
-from lit_transfer.cli._noise import only_warnings
+from lit_transfer.cli._noise import LEAVES_NOTHING, only_warnings
 from lit_transfer.cli._parsing import nearest
 from lit_transfer.cli._probes import (
     MEASURES,
@@ -37,14 +37,6 @@ from lit_transfer.features import cache_folder, list_entries
 from lit_transfer.stages import Stage, stages_of
 
 _NONE = "none"  # the boundary below which there is nothing
-# What `fit` would leave behind, and this command does not.
-_QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
 
 
 class ProbeCLI(TransferCLI):
@@ -91,7 +83,7 @@ class ProbeCLI(TransferCLI):
     def _new_trainer(self, epochs: int, **kwargs: Any) -> Trainer:
         # Not that of TransferCLI, which adds callbacks and looks for free GPUs.
         devices = self._get(self.config_init, "trainer").devices
-        chosen = {"devices": 1 if devices == "auto" else devices, "max_epochs": epochs, **_QUIET}
+        chosen = {"devices": 1 if devices == "auto" else devices, "max_epochs": epochs, **LEAVES_NOTHING}
         return LightningCLI.instantiate_trainer(self, **{**chosen, "callbacks": [], **kwargs})
 
     def before_probe(self) -> None:
