@@ -228,7 +228,16 @@ def _body(model: nn.Module, trace: Trace) -> tuple[Stage, ...]:
 def _pooling(backbone: Backbone, model: str) -> tuple[tuple[int, ...], int]:
     """Return the axes of the output to average over, and the width that remains; nothing is averaged yet."""
     made = backbone.preprocessing
-    shape = trace_stages(backbone, made.crop, in_channels=len(made.mean), classifier=None).feature_shape
+    try:
+        shape = trace_stages(backbone, made.crop, in_channels=len(made.mean), classifier=None).feature_shape
+    except ValueError as error:
+        if backbone.trace.classifier is None:  # otherwise it ran as long as it had one
+            raise
+        raise ValueError(
+            f"{model} does not run without {backbone.trace.classifier}, which was taken for its classifier: "
+            f"{error.__cause__ or error}. Its logits may be made by several layers of unequal width. Give a module of "
+            "your own whose forward gives the features, or another backbone."
+        ) from error
     if not shape:
         raise ValueError(f"{model} gives no features of shape (N, C) for images of shape (N, C, H, W).")
     places = place_axes(shape)  # Swin and its kin keep the channels last

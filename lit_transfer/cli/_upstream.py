@@ -1,9 +1,9 @@
 """Which upstream model the commands compare a file with: one that is named, or the one that the file tells of."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
+from lit_transfer._entry import find_entry
 from lit_transfer.cli._parsing import CommandParser
 from lit_transfer.weights import Checkpoint, main_state_dict
 
@@ -18,11 +18,7 @@ def add_model_arguments(parser: CommandParser) -> None:
 
 def saved_by_us(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a TransferModule wrote into its checkpoint, and its hyperparameters; empty for other files."""
-    root = checkpoint.root if isinstance(checkpoint.root, Mapping) else {}
-    own, hparams = root.get("lit_transfer"), root.get("hyper_parameters")
-    if not isinstance(own, Mapping) or not isinstance(hparams, Mapping):
-        return {}, {}
-    return dict(own), dict(hparams)
+    return find_entry(checkpoint) or ({}, {})
 
 
 def backbone_of(checkpoint: Checkpoint, key: str | None, option: str) -> str:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from matplotlib.backend_bases import FigureCanvasBase
 from torch import Tensor
 
+from lit_transfer._entry import ENTRY
 from lit_transfer.calibration import Reliability, fit_temperature, plot_reliability, reliability
 from lit_transfer.cli._noise import LEAVES_NOTHING, only_warnings
+from lit_transfer.cli._places import check_places
 from lit_transfer.cli._tables import as_count, make_table, show
 from lit_transfer.cli.training import TransferCLI, _value_of, run_cli
 from lit_transfer.modules import ImageClassifier, read_saved
-from lit_transfer.modules._saved import ENTRY
 from lit_transfer.restore import save_atomically
 
 _NEEDS = (
@@ -124,7 +124,7 @@ class CalibrateCLI(TransferCLI):
         self._source = Path(source)
         output = self._get(self.config, "output")
         self._target = Path(output) if output else self._source.with_suffix(f".calibrated{self._source.suffix}")
-        _check_places(self._target, self._get(self.config, "plot"))
+        check_places(output=self._target, plot=self._get(self.config, "plot"))
 
     def after_calibrate(self) -> None:
         """Fit, write, print and draw."""
@@ -156,16 +156,6 @@ class CalibrateCLI(TransferCLI):
             *notes,
             f"{self._target}  (predict, load_predictor and predict_step answer calibrated probabilities)",
         )
-
-
-def _check_places(output: Path, plot: str | None) -> None:
-    """Refuse a file that could not be written, before the work."""
-    for option, place in (("--output", output), ("--plot", plot)):
-        if place is not None and not Path(place).absolute().parent.is_dir():
-            raise FileNotFoundError(f"{option} {place}: there is no folder {str(Path(place).parent)!r}; make it first.")
-    known = FigureCanvasBase.get_supported_filetypes()
-    if plot is not None and (suffix := Path(plot).suffix.removeprefix(".")) not in known:
-        raise ValueError(f"--plot {plot}: pictures of type {suffix!r} cannot be drawn; expected {', '.join(known)}.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lit_transfer._entry import ENTRY
 from lit_transfer._selection import is_lora
 from lit_transfer.cli._parsing import CommandParser
 from lit_transfer.cli._tables import as_count, as_size, safe, show
@@ -45,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
         raise WeightsError(as_flags(str(error))) from error
     prefix, strip, dtype = arguments.prefix, arguments.strip, _DTYPES.get(arguments.dtype)
     about = _metadata(checkpoint, told)
+    if arguments.to or prefix or strip or arguments.include or arguments.exclude:
+        about.pop(ENTRY, None)  # a module is built again from all of its own names
     written = save_weights(
         state, target, prefix=prefix, strip=strip, dtype=dtype, metadata=about, shards=arguments.shards
     )

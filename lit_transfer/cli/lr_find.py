@@ -4,7 +4,6 @@ import json
 import shlex
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 from lit_transfer.callbacks import FinetuningSchedule
 from lit_transfer.cli._noise import LEAVES_NOTHING, only_warnings
 from lit_transfer.cli._parsing import each_of
+from lit_transfer.cli._places import check_places
 from lit_transfer.cli.training import TransferCLI, run_cli
 from lit_transfer.modules import TransferModule
 from lit_transfer.schedule import while_stepping
@@ -152,16 +152,15 @@ class FindCLI(TransferCLI):
         """Make what leaves nothing behind, with the schedule as its only callback.
 
         Raises:
-            ValueError: The range is empty, or too few steps are asked for.
+            FileNotFoundError: There is no folder for the picture.
+            ValueError: The range is empty, too few steps are asked for, or the picture is of an unknown type.
         """
         low, high, steps = (self._get(self.config, name) for name in ("min_lr", "max_lr", "num_training"))
         if low >= high or steps < _FEWEST:
             raise ValueError(
                 f"--min_lr {low:g} must be below --max_lr {high:g}, and --num_training {steps} at least {_FEWEST}."
             )
-        plot = self._get(self.config, "plot")
-        if plot is not None and not Path(plot).absolute().parent.is_dir():
-            raise FileNotFoundError(f"--plot {plot}: there is no folder {str(Path(plot).parent)!r}; make it first.")
+        check_places(plot=self._get(self.config, "plot"))
         given = each_of(self._get(self.config_init, "trainer").get("callbacks"), Callback)
         kept = [c for c in given if isinstance(c, FinetuningSchedule)]
         self._place = tempfile.TemporaryDirectory()  # of the finder's copy of the weights

@@ -12,7 +12,6 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from matplotlib.backend_bases import FigureCanvasBase
 from rich.console import Console
 from rich.progress import track
 from torch import nn
@@ -20,6 +19,7 @@ from torch import nn
 from lit_transfer.callbacks import FeatureCaching, FinetuningSchedule
 from lit_transfer.cli._noise import LEAVES_NOTHING, only_warnings
 from lit_transfer.cli._parsing import nearest
+from lit_transfer.cli._places import check_places
 from lit_transfer.cli._probes import (
     MEASURES,
     Measured,
@@ -99,7 +99,7 @@ class ProbeCLI(TransferCLI):
         self._boundaries = _chosen(
             self._get(self.config, "boundaries"), self._stages, finetune=self._get(self.config, "finetune")
         )
-        _check_places(self._get(self.config, "output"), self._get(self.config, "plot"))
+        check_places(output=self._get(self.config, "output"), plot=self._get(self.config, "plot"))
         if hasattr(self.datamodule, "augment"):
             self.datamodule.augment = "none"
         # As it is before the data: the modules that are fine-tuned later begin with these weights.
@@ -185,16 +185,6 @@ def _chosen(words: Sequence[str], stages: Sequence[Stage], *, finetune: bool) ->
     if _NONE in words and not finetune:
         raise ValueError("--boundaries none: before the first stage are only the images; it is for --finetune.")
     return [name for name in names if name in words or ("all" in words and name != _NONE)]
-
-
-def _check_places(output: str | None, plot: str | None) -> None:
-    """Refuse a file that could not be written, before the work."""
-    for option, place in (("--output", output), ("--plot", plot)):
-        if place is not None and not Path(place).absolute().parent.is_dir():
-            raise FileNotFoundError(f"{option} {place}: there is no folder {str(Path(place).parent)!r}; make it first.")
-    known = FigureCanvasBase.get_supported_filetypes()
-    if plot is not None and (suffix := Path(plot).suffix.removeprefix(".")) not in known:
-        raise ValueError(f"--plot {plot}: pictures of type {suffix!r} cannot be drawn; expected {', '.join(known)}.")
 
 
 def _about_storing(trainer: FeatureTrainer, seconds: float) -> list[str]:

@@ -16,6 +16,7 @@ from lit_transfer.callbacks import FinetuningSchedule, LoRA
 from lit_transfer.cli._dry_run import DryRun, DryTrainer
 from lit_transfer.cli._noise import only_warnings
 from lit_transfer.cli._parsing import each_of
+from lit_transfer.cli._places import check_places
 from lit_transfer.cli.training import TransferCLI, run_cli
 from lit_transfer.modules import TransferModule
 from lit_transfer.schedule import phase_table, plot_timeline, stretches
@@ -64,6 +65,7 @@ class ScheduleCLI(TransferCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a trainer that trains nothing, with the schedule as its only callback."""
+        check_places(plot=self._get(self.config, "plot"))
         given = self._get(self.config_init, "trainer")
         callbacks = each_of(given.get("callbacks"), Callback)
         if any(isinstance(c, GradientAccumulationScheduler) for c in callbacks):

@@ -12,8 +12,9 @@ from torch.utils.data.distributed import DistributedSampler
 from lit_transfer.data._seeding import stable_hash
 
 Sampling = Literal["shuffle", "balanced"]
-# Beyond the epochs of any run: what is added for each time that a sample came before in the same epoch.
-_AGAIN = 1 << 32
+# Beyond the epochs of any run: what is added for each time that a sample came before in the same epoch. It is odd, so
+# that a sample that comes again gets another one of two stored views.
+_AGAIN = (1 << 32) + 1
 
 
 def epoch_order(
@@ -53,9 +54,8 @@ def by_class(classes: Iterable[Hashable]) -> list[list[int]]:
     """Give the samples of each class that some sample has."""
     members: dict[Hashable, list[int]] = {}
     for sample, one in enumerate(classes):
-        members.setdefault(one.item() if isinstance(one, Tensor) else one, []).append(
-            sample
-        )  # tensors hash by identity
+        key = one.item() if isinstance(one, Tensor) else one  # tensors hash by identity
+        members.setdefault(key, []).append(sample)
     return list(members.values())
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lit_transfer._entry import ENTRY
 from lit_transfer.heads import HeadName
-from lit_transfer.modules._saved import ENTRY
 from lit_transfer.modules._told_by_data import listed, told
 from lit_transfer.modules.transfer_module import RunStage, TransferModule
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
-from lit_transfer.modules._saved import ENTRY, read_saved
+from lit_transfer._entry import ENTRY
+from lit_transfer.modules._saved import read_saved
 from lit_transfer.weights import open_checkpoint
 
 if TYPE_CHECKING:

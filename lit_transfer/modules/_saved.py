@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -11,10 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_transfer._entry import find_entry
 from lit_transfer.weights import open_checkpoint
-
-# One entry beside Lightning's own, of plain values only, so that torch.load(weights_only=True) reads the file.
-ENTRY = "lit_transfer"
 
 
 def read_saved(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -29,13 +26,7 @@ def read_saved(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]] | None
     Raises:
         WeightsError: If the file is damaged.
     """
-    checkpoint = open_checkpoint(path)
-    root = checkpoint.root
-    if ENTRY in checkpoint.metadata:
-        root = json.loads(checkpoint.metadata[ENTRY])
-    if not isinstance(root, Mapping) or ENTRY not in root:
-        return None
-    return dict(root[ENTRY]), dict(root.get("hyper_parameters", {}))
+    return find_entry(open_checkpoint(path))
 
 
 def class_path(module: LightningModule) -> str:

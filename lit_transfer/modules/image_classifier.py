@@ -15,12 +15,12 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from lit_transfer._entry import ENTRY
 from lit_transfer.calibration import CalibrationError
 from lit_transfer.heads import HeadName, set_bias_from_counts
 from lit_transfer.modules._losses import ClassLoss, ClassLossName, check_focal
 from lit_transfer.modules._mixing import Mixing
 from lit_transfer.modules._named_outputs import NamedOutputs
-from lit_transfer.modules._saved import ENTRY
 from lit_transfer.modules._told_by_data import told
 from lit_transfer.modules.transfer_module import RunStage
 

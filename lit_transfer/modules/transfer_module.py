@@ -12,13 +12,14 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import Self
 
+from lit_transfer._entry import ENTRY
 from lit_transfer.backbones import Backbone, Preprocessing, create_backbone
 from lit_transfer.heads import HeadName, check_head, create_head, takes_map
 from lit_transfer.lora import add_lora, lora_options
 from lit_transfer.modules import _hub
 from lit_transfer.modules._learning_rate import warmup_cosine
 from lit_transfer.modules._portable import as_checkpoint
-from lit_transfer.modules._saved import ENTRY, class_path, outermost_init, plain_hparams, read_saved, resolve_class
+from lit_transfer.modules._saved import class_path, outermost_init, plain_hparams, read_saved, resolve_class
 from lit_transfer.parameter_groups import param_groups
 from lit_transfer.schedule import refuse_without_schedule
 from lit_transfer.stages import Stage, stages_of

@@ -84,3 +84,19 @@ def test_a_module_without_features_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Loss gives no features"):
         create_backbone(Loss())
+
+
+def test_classifiers_of_unequal_width_are_refused_by_name() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.deep = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
+            self.small, self.large = nn.Linear(4, 10), nn.Linear(6, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.stem(x)
+            second = self.deep(first)
+            return torch.stack([self.small(first.mean((2, 3))), self.large(second.mean((2, 3)))]).mean(0)
+
+    with pytest.raises(ValueError, match=r"TwoHeads does not run without large.* several layers of unequal width"):
+        create_backbone(TwoHeads())

@@ -1,5 +1,6 @@
 """What is said to be equal is so bit for bit: batches of 8 with `drop_last`, float32, one thread, CPU, `fast=False`."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,23 @@ def test_our_own_module_and_data_need_not_know(workers: int, phases: Any, photos
     plain, cached = run(), run(caching)
     assert furthest(plain, cached) == 0
     assert torch.equal(plain.confusion["val"], cached.confusion["val"])
+    assert len(list_entries(tmp_path / "cache")) == 2
+
+
+def test_balanced_sampling_is_served(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    for number in range(3, 8):
+        (tmp_path / "photos/train/red" / f"{number}.png").unlink()
+
+    def run(*callbacks: Callback) -> ImageClassifier:
+        torch.manual_seed(0)
+        module = ImageClassifier(nn.Sequential(*Module().encoder, nn.Linear(16, 7)), None)
+        given = {"augment": "none", "sampling": "balanced", "image_size": 16, "num_workers": 0}
+        data = ImageFolderData(tmp_path / "photos", 4, **given)
+        trainer(FinetuningSchedule("linear_probe"), *callbacks, folder=tmp_path).fit(module, data)
+        return module
+
+    assert furthest(run(), run(FeatureCaching(folder=tmp_path / "cache", fast=False))) == 0
     assert len(list_entries(tmp_path / "cache")) == 2
 
 

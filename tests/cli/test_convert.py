@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_transfer.lora import add_lora
 from lit_transfer.modules import ImageClassifier, TransferModule
-from lit_transfer.weights import open_checkpoint
+from lit_transfer.weights import WeightsError, open_checkpoint
 
 
 def network() -> nn.Module:
@@ -119,6 +119,26 @@ def test_our_checkpoint_becomes_what_torchvision_loads(run, own_checkpoint: Path
     assert json.loads(about["class_names"]) == ["ant", "bee", "wasp"]
     assert json.loads(about["preprocessing"])["crop"] == 32
     assert about["provenance"].startswith("lit-transfer convert: 'state_dict' of")
+
+
+def test_what_export_wrote_is_read_as_a_checkpoint_is(run, own_checkpoint: Path) -> None:
+    module = ImageClassifier.load_from_checkpoint(own_checkpoint, weights_only=True)
+    module.save_pretrained("there")
+    (written,) = Path("there").glob("*.safetensors")
+    code, out, err = run("convert", written, "plain.pth", "--to", "upstream")
+    assert (code, err) == (0, "")
+    assert "as squeezenet1_1" in " ".join(out.split())
+    model = torchvision.models.squeezenet1_1(num_classes=3)
+    model.load_state_dict(torch.load("plain.pth", weights_only=True), strict=True)
+    assert run("convert", written, "half.safetensors", "--dtype", "float16")[0] == 0
+    assert equal(ImageClassifier.load_from_checkpoint("half.safetensors").state_dict(), _halved(module.state_dict()))
+    assert run("convert", written, "bare.safetensors", "--include", "backbone", "--strip", "backbone")[0] == 0
+    with pytest.raises(WeightsError, match="no checkpoint of a TransferModule"):
+        ImageClassifier.load_from_checkpoint("bare.safetensors")
+
+
+def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.half().to(t.dtype) if t.is_floating_point() else t for name, t in state.items()}
 
 
 def checkpoint_of(module: ImageClassifier, path: str) -> None:

@@ -35,6 +35,7 @@ def test_a_rate_a_picture_and_the_command_that_uses_it(run: Any, photos: Path) -
         (["--num_training=5"], "at least 20"),
         (["--num_training=20", "--max_lr=1e-5"], "the loss never falls"),
         (["--plot=nowhere/a.png"], "no folder 'nowhere'"),
+        (["--plot=a.docx"], "type 'docx'"),
         (["--max_rl=1"], "Nearest"),
     ):
         code, out, err = run("lr-find", *words, *flags)

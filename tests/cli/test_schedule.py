@@ -119,8 +119,9 @@ def test_what_cannot_be_known_or_may_not_be_meant_is_told(run, content: Any, wor
             ["config.yaml"],
             "accumulate_grad_batches",
         ),
+        (config("full"), ["config.yaml", "--plot=a.docx"], "type 'docx'"),
     ],
-    ids=["no file", "no end", "wrong flag", "from scratch with weights", "wrong stage", "accumulation by epoch"],
+    ids=["no file", "no end", "wrong flag", "from scratch with weights", "wrong stage", "accumulation", "picture"],
 )
 def test_what_is_wrong_is_one_line(run, content: Any, words: list[str], told: str) -> None:
     if content is not None:

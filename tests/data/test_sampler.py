@@ -144,6 +144,8 @@ def test_a_sample_that_comes_again_in_an_epoch_is_augmented_anew():
     keys = list(EpochSampler(12, 4, balance=[0] * 2 + [1] * 10))
     assert len({index for index, _ in keys}) == 8  # both of one class, three times each, and six of the other
     assert len(set(keys)) == len(keys) == 12
+    firsts = [epoch for index, epoch in keys if index == 0]
+    assert {epoch % 2 for epoch in firsts} == {0, 1}  # of two stored views it gets both
 
 
 def test_classes_may_be_of_any_kind():

@@ -132,14 +132,18 @@ def start(arguments: argparse.Namespace) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     for number in range(2 * arguments.rounds + 1):
         for tool in found:
+            before = os.times()
             _, seconds, peak = run(first_step.command(tool, arguments.data, arguments.backbone))
+            after = os.times()
+            cpu = sum(after[2:4]) - sum(before[2:4])  # of processes that have ended
             if number:
-                found[tool].append({"seconds": seconds, "memory": peak})
+                found[tool].append({"seconds": seconds, "cpu": cpu, "memory": peak})
     rows = medians(found)
     for tool, beside in first_step.OVER.items():
         table(f"{arguments.backbone}: start", {name: rows[name] for name in (tool, beside)}, base=beside)
-        more = [ours["seconds"] - by_hand["seconds"] for ours, by_hand in zip(found[tool], found[beside], strict=True)]
-        print(f"median of the differences in each round: {statistics.median(more):+.2f} s")
+        for measure, of in (("seconds", "the clock"), ("cpu", "the processor")):
+            more = [ours[measure] - by_hand[measure] for ours, by_hand in zip(found[tool], found[beside], strict=True)]
+            print(f"median of the differences in each round, seconds of {of}: {statistics.median(more):+.2f}")
 
 
 def step(arguments: argparse.Namespace) -> None:

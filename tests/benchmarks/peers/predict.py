@@ -58,7 +58,7 @@ def fastai(arguments: argparse.Namespace) -> dict[str, Any]:
     learner = Learner(loaders, Net(backbone_of(arguments)), loss_func=F.cross_entropy)
     clock = Clock()
     with learner.no_bar(), learner.no_logging():
-        found = sum(len(learner.get_preds(ds_idx=number, act=lambda x: x.softmax(1))[0]) for number in (0, 1))
+        found = sum(len(learner.get_preds(dl=loader, act=lambda x: x.softmax(1))[0]) for loader in loaders)
     return {**clock.read(), "images": found}
 
 
