@@ -35,6 +35,21 @@ def test_none_is_the_transform_of_evaluation():
     assert torch.equal(transform(photo()), COLOUR.transform()(photo()))
 
 
+@pytest.mark.parametrize(("augment", "policy"), [("trivial", v2.TrivialAugmentWide), ("rand", v2.RandAugment)])
+def test_policies_are_those_of_torchvision_after_the_default(augment, policy):
+    transform = training_transform(augment, COLOUR, default(COLOUR))
+    by_hand = [*default(COLOUR), policy(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(COLOUR.mean, COLOUR.std)]
+    expected, plain = v2.Compose([v2.ToImage(), *by_hand]), COLOUR.transform()(photo())
+    differ = 0
+    for seed in range(5):
+        torch.manual_seed(seed)
+        out = transform(photo())
+        torch.manual_seed(seed)
+        assert torch.equal(out, expected(photo()))
+        differ += not torch.equal(out, plain) and not torch.equal(out, plain.flip(-1))
+    assert differ >= 3
+
+
 def test_policies_refuse_an_alpha_channel():
     four = Preprocessing(resize=40, crop=32, mean=(0.5,) * 4, std=(0.2,) * 4)
     with pytest.raises(ValueError, match=r"data\.augment='rand' works on images of 1 or 3 channels"):
