@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_transfer.export._attention import SpelledOut
 from lit_transfer.export._job import ANY_NUMBER, Job, Run
 from lit_transfer.export._quiet import quietly
 from lit_transfer.export._report import ExportError
@@ -24,7 +25,8 @@ def write(job: Job, path: Path) -> None:
         raise ExportError(
             f"an ONNX file holds at most 2 GB, and the weights have {size / 1e9:.1f} GB: to='torch_export'."
         )
-    program = job.traced()
+    with SpelledOut():
+        program = job.traced()
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["answers"], "dynamic_shapes": ANY_NUMBER}
     try:
         with quietly():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_transfer import create_backbone, freeze, load_weights, param_groups, save_weights, unfreeze
 from lit_transfer._selection import is_norm
 from lit_transfer.backbones import Backbone
+from lit_transfer.export._attention import SpelledOut
 from lit_transfer.modules import ImageClassifier
 
 __all__ = ["CHECKS", "ON_META", "Subject", "Unmet"]
@@ -260,8 +261,10 @@ def saving(subject: Subject) -> str:
 
 
 def export_onnx(module: nn.Module, images: Tensor, path: Path) -> None:
-    """Write a module as ONNX."""
-    torch.onnx.export(module, (images,), path, dynamo=True, verbose=False)
+    """Write a module as ONNX, as `lit_transfer.export` does."""
+    with SpelledOut():
+        program = torch.export.export(module, (images,))
+    torch.onnx.export(program, (), path, dynamo=True, verbose=False)
 
 
 def onnx(subject: Subject) -> str:

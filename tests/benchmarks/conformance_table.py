@@ -43,9 +43,6 @@ WHY = {
     "create_backbone makes it",
     "timm/vitamin_small_224": "as vit_tiny_r_s16_p8_224",
     "timm/xception": "an old name, whose size the check cannot ask for; create_backbone makes it",
-    "timm/beit_base_patch16_224": "torch.onnx cannot decompose its graph",
-    "timm/beitv2_base_patch16_224": "as BEiT",
-    "hf:swin": "as BEiT",
     "hf:hiera": "as timm's",
     "hf:vit_mae": "it masks tokens at random in eval mode too, so that it gives other features each time",
 }
