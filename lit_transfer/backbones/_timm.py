@@ -77,7 +77,7 @@ def build_model(
     options: dict[str, Any] = {"in_chans": in_channels}
     if num_outputs is not None:
         options["num_classes"] = num_outputs
-    if input_size is not None and timm.get_pretrained_cfg(full).fixed_input_size:
+    if input_size is not None and _has_fixed_size(model, full):
         options["img_size"] = input_size
     try:
         built: nn.Module = timm.create_model(full, pretrained=tag is not None, **options)
@@ -86,6 +86,17 @@ def build_model(
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be built with {options}: {error}") from error
     return built
+
+
+def _has_fixed_size(model: str, full: str) -> bool:
+    """Tell whether a model is built for one size; old names have no configuration, the models behind them do."""
+    timm = _import_timm()
+    config = timm.get_pretrained_cfg(full)
+    if config is None:
+        with torch.device("meta"):
+            config = timm.create_model(model).pretrained_cfg
+        return bool(config.get("fixed_input_size"))
+    return bool(config.fixed_input_size)
 
 
 def _not_fetched(full: str, cfg: Any, error: OSError) -> str:

@@ -137,3 +137,9 @@ def test_a_file_with_two_other_classifiers_is_loaded(tmp_path: Path) -> None:
 def test_a_wrong_name_is_told_with_the_nearest(name: str, weights: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_backbone(name, weights=weights)
+
+
+def test_an_old_name_of_timms_takes_another_size() -> None:
+    with pytest.warns(UserWarning, match="deprecated model name xception"):
+        backbone = create_backbone("timm/xception", weights=None, input_size=96)
+    assert (backbone.preprocessing.crop, backbone.num_features) == (96, 2048)

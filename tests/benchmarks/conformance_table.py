@@ -39,10 +39,6 @@ WHY = {
     "timm/inception_resnet_v2": "as Inception-v3",
     "timm/naflexvit_base_patch16_gap": "it takes patches, which a linear layer embeds: there is no convolution "
     "to adapt, and no map",
-    "timm/vit_tiny_r_s16_p8_224": "timm does not build it without memory, as the check does first; "
-    "create_backbone makes it",
-    "timm/vitamin_small_224": "as vit_tiny_r_s16_p8_224",
-    "timm/xception": "an old name, whose size the check cannot ask for; create_backbone makes it",
     "hf:hiera": "as timm's",
     "hf:vit_mae": "it masks tokens at random in eval mode too, so that it gives other features each time",
 }

@@ -48,7 +48,7 @@ def test_it_is_what_torch_computes(
     query, key, value = (torch.randn(*axes, n, w) for n, w in ((places, width), (seen, width), (seen, out)))
     given_mask = None if mask is None or causal else torch.randn(places, seen)
     if given_mask is not None and mask == "taking part":
-        given_mask = (given_mask > 0).index_fill(1, torch.tensor(0), True)  # noqa: FBT003  # torch's signature
+        given_mask = (given_mask > 0).index_fill(1, torch.tensor(0), True)
     options = {"attn_mask": given_mask, "scale": scale, "is_causal": causal}
     expected = F.scaled_dot_product_attention(query, key, value, **options)
     with SpelledOut():
