@@ -65,6 +65,7 @@ class Record:
     output_shape: tuple[int, ...] = ()
 
 
+@torch.inference_mode(False)  # its tensors do not tell what was overwritten
 def record_run(module: nn.Module, inputs: Inputs, *, for_real: bool = True) -> Record:
     """Run the module in eval mode and write down what it uses; nothing about it or torch's state is changed by this.
 

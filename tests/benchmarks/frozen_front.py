@@ -33,7 +33,8 @@ def settings(name: str, images: Tensor, *, compiled: bool) -> Runs:
     runs: Runs = {"as built": backbone}
     ways: list[Fast] = [True, "bfloat16", *(["compile"] if compiled else [])]
     for way in ways:
-        copied, told = checked_copy(backbone, boundary, images, backbone(images), fast=way)
+        with torch.inference_mode():
+            copied, told = checked_copy(backbone, boundary, images, backbone(images), fast=way)
         print(f"{name}, fast={way!r}: {told}", flush=True)
         if copied is not None:
             runs[f"fast={way!r}"] = copied
@@ -49,8 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
     images = torch.randn(32, 3, 224, 224, device=DEVICE)
     for name in arguments.backbones:
+        runs = settings(name, images, compiled=arguments.compile)
         with torch.inference_mode():
-            runs = settings(name, images, compiled=arguments.compile)
             plain = runs["as built"](images)
             seconds: dict[str, list[float]] = {way: [] for way in runs}
             for _ in range(arguments.rounds + 1):

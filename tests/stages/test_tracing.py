@@ -90,6 +90,13 @@ def test_an_error_names_the_cause_and_leaves_no_hooks() -> None:
     assert snapshot(module) == before
 
 
+def test_a_module_is_built_and_traced_in_inference_mode_too() -> None:
+    expected = trace_stages(torchvision.models.resnet18(weights=None)).stages
+    with torch.inference_mode():
+        assert trace_stages(torchvision.models.resnet18(weights=None)).stages == expected
+        assert trace_stages(LooksAtValues(), 32).stages == trace_stages(Net(), 32).stages
+
+
 def test_nothing_is_computed_where_shapes_are_enough() -> None:
     with torch.device("meta"):
         module = torchvision.models.vit_h_14(weights=None)
