@@ -30,8 +30,19 @@ PHASES: list[Any] = [
     {"at": {"epoch": 3}, "train": "all"},
 ]
 # What gives the same in two processes as in one, as long as the batches of all processes are those of one.
-SAME = {"ema": lambda: [EMA(0.9)], "lora": lambda: [LoRA(r=2), FinetuningSchedule(PHASES)]}
+SAME = {"ema": lambda: [EMA(0.9)], "lora": lambda: [LoRA(r=2), Filled(), FinetuningSchedule(PHASES)]}
 COUNTS = {"many": 21, "few": 3}
+
+
+class Filled(Callback):
+    """Gives adapters their first values, which otherwise depend on what else was drawn in a process."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Draw them from a generator of its own."""
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in pl_module.named_parameters():
+            if "lora_A" in name and stage == "fit":
+                parameter.data.normal_(generator=generator)
 
 
 class Noted(Callback):
