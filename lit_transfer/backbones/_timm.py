@@ -93,9 +93,7 @@ def _has_fixed_size(model: str, full: str) -> bool:
     timm = _import_timm()
     config = timm.get_pretrained_cfg(full)
     if config is None:
-        with torch.device("meta"):
-            config = timm.create_model(model).pretrained_cfg
-        return bool(config.get("fixed_input_size"))
+        return bool(timm.create_model(model).pretrained_cfg.get("fixed_input_size"))
     return bool(config.fixed_input_size)
 
 
