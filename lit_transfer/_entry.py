@@ -22,7 +22,12 @@ def find_entry(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]] 
     Returns:
         Both, or None for a file that no module of this library wrote.
     """
-    root = json.loads(checkpoint.metadata[ENTRY]) if ENTRY in checkpoint.metadata else checkpoint.root
+    root = checkpoint.root
+    if ENTRY in checkpoint.metadata:
+        try:
+            root = json.loads(checkpoint.metadata[ENTRY])
+        except ValueError:  # somebody else's text under that name
+            return None
     if not isinstance(root, Mapping) or not isinstance(root.get(ENTRY), Mapping):
         return None
     hparams = root.get("hyper_parameters")

@@ -170,8 +170,8 @@ def _plan(checkpoint: Checkpoint, name: str, arguments: Namespace) -> Plan:
     rename = _head_names(checkpoint, trace.classifier)
     choice = {"key": arguments.key, "prefer": arguments.prefer, "rename": rename}
     plan = plan_weights(model, checkpoint, head=trace.stages[-1].modules, **choice)
-    output = next(entry for entry in plan.entries if entry.name == f"{trace.classifier}.weight")
-    if output.source_shape and output.source_shape[0] != output.shape[0]:
+    output = next((entry for entry in plan.entries if entry.name == f"{trace.classifier}.weight"), None)
+    if output is not None and output.source_shape and output.source_shape[0] != output.shape[0]:
         model, _ = upstream_model(name, num_outputs=output.source_shape[0], **options)
         plan = plan_weights(model, checkpoint, head=(), **choice)
     if plan.problems:

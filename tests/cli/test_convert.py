@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_transfer.lora import add_lora
@@ -135,6 +135,18 @@ def test_what_export_wrote_is_read_as_a_checkpoint_is(run, own_checkpoint: Path)
     assert run("convert", written, "bare.safetensors", "--include", "backbone", "--strip", "backbone")[0] == 0
     with pytest.raises(WeightsError, match="no checkpoint of a TransferModule"):
         ImageClassifier.load_from_checkpoint("bare.safetensors")
+
+
+def test_another_architecture_is_refused_in_a_line(run, own_checkpoint: Path) -> None:
+    code, out, err = run("convert", own_checkpoint, "plain.pth", "--to", "resnet18")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "does not fill resnet18" in err
+    assert not Path("plain.pth").exists()
+
+
+def test_metadata_of_others_under_our_name_is_left_alone(run) -> None:
+    save_file({"a": torch.zeros(2)}, "odd.safetensors", metadata={"lit_transfer": "not JSON"})
+    assert run("convert", "odd.safetensors", "plain.pth")[0] == 0
 
 
 def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
