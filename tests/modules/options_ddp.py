@@ -103,7 +103,7 @@ def trainer(ranks: int, *callbacks: Callback, **options: Any) -> Trainer:
 def loader(ranks: int) -> DataLoader[Any]:
     """Give process 0 the images 0, 2, 4 ... in order, so that the batches of both together are those of one."""
     rank, images = (int(os.environ.get("LOCAL_RANK", 0)) if ranks > 1 else 0), dataset()
-    return DataLoader(images, 8 // ranks, sampler=DistributedSampler(images, ranks, rank, shuffle=False))
+    return DataLoader(images, batch_size=8 // ranks, sampler=DistributedSampler(images, ranks, rank, shuffle=False))
 
 
 def values(net: nn.Module) -> list[float]:
@@ -115,7 +115,7 @@ def values(net: nn.Module) -> list[float]:
 def fit(case: str, ranks: int) -> dict[str, Any]:
     """Fit with callbacks whose result does not depend on the number of processes."""
     net, made = module(num_classes=3), trainer(ranks, *SAME[case]())
-    made.fit(net, loader(ranks), DataLoader(dataset(), 8 // ranks))
+    made.fit(net, loader(ranks), DataLoader(dataset(), batch_size=8 // ranks))
     metrics = {name: value.item() for name, value in made.callback_metrics.items() if name.startswith("val")}
     return {"values": values(net), "metrics": metrics}
 

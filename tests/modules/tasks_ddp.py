@@ -52,11 +52,11 @@ class Data(LightningDataModule):
         """Give process 0 the images 0, 2, 4 ... in order, so that global batches are the same; Lightning shuffles."""
         rank = int(os.environ.get("LOCAL_RANK", 0)) if self.ranks > 1 else 0
         sampler = DistributedSampler(self.train_dataset, self.ranks, rank, shuffle=False)
-        return DataLoader(self.train_dataset, 8 // self.ranks, sampler=sampler)
+        return DataLoader(self.train_dataset, batch_size=8 // self.ranks, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Give all images, of which Lightning gives each process its part."""
-        return DataLoader(self.train_dataset, 8 // self.ranks)
+        return DataLoader(self.train_dataset, batch_size=8 // self.ranks)
 
     test_dataloader = predict_dataloader = val_dataloader
 
