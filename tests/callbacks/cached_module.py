@@ -117,7 +117,7 @@ def train_loader(kind: str = "shuffle", workers: int = 0, **images: Any) -> Data
 
 
 def val_loader(workers: int = 0, **images: Any) -> DataLoader[Any]:
-    return DataLoader(Images(VAL, first=100, **images), 8, num_workers=workers)
+    return DataLoader(Images(VAL, first=100, **images), batch_size=8, num_workers=workers)
 
 
 def trainer(*callbacks: Callback, folder: Path | None = None, **options: Any) -> Trainer:
