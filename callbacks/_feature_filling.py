@@ -26,6 +26,7 @@ from lit_transfer.features import (
     Entry,
     Filling,
     FirstDraw,
+    HeapTrimming,
     Layout,
     Outline,
     UnknownContentError,
@@ -219,7 +220,7 @@ class _Job:
             return filling.close()
         places = [divmod(number, len(self.parts)) for number in mine]
         computing = Computing(self.front, self.steps, self.seen, self.options, size, kept)
-        first = FirstDraw()
+        first, trim_heap = FirstDraw(), HeapTrimming()
         if kept is None:
             twice = self._twice({part for _, part in places})
             batches = self._from_images(places, twice, mine[0])
@@ -240,6 +241,7 @@ class _Job:
                         raise random_samples(self.name)
                     rows_here = [view * length + index for index in range(part * size, min(part * size + size, length))]
                     filling.write(number, rows_here, feature[: len(rows_here)], rests)
+                    trim_heap()
         finally:
             filling.close()
 

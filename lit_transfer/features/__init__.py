@@ -14,6 +14,7 @@ from lit_transfer.features._checked_copy import Fast, apart, bound_of, check_com
 from lit_transfer.features._dataset import CachedSamples, find_image, split_sample
 from lit_transfer.features._filling import Filling, prepare
 from lit_transfer.features._fingerprint import UnknownContentError, fingerprint
+from lit_transfer.features._heap import HeapTrimming
 from lit_transfer.features._pieces import pieces
 from lit_transfer.features._randomness import FirstDraw, is_random, probe
 from lit_transfer.features._serving import Serving
@@ -28,6 +29,7 @@ __all__ = [
     "Fast",
     "Filling",
     "FirstDraw",
+    "HeapTrimming",
     "Layout",
     "Outline",
     "Serving",

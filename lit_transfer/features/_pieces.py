@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -43,8 +44,20 @@ def in_pieces(compute: Callable[[Tensor], Tensor], images: Tensor, *, together: 
         found = [compute(piece) for piece in cut]
         return found[0] if len(found) == 1 else torch.cat(found)
     task = partial(_with_modes, compute, torch.is_inference_mode_enabled(), torch.is_grad_enabled())
-    with _one_thread_each(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return torch.cat(list(pool.map(task, cut)))
+    with _one_thread_each():
+        running = [_pool(os.getpid(), threads).submit(task, piece) for piece in cut]
+        wait(running)  # all of them, also where one fails: nothing goes on behind the caller's back
+        return torch.cat([one.result() for one in running])
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Give the threads that compute pieces, the same ones for all batches; a forked process gets its own.
+
+    With new threads for each batch, those that start while older ones still end are given heaps of their own by the C
+    library, which it keeps: up to hundreds of megabytes more on a busy machine.
+    """
+    return ThreadPoolExecutor(threads, "pieces", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _with_modes(compute: Callable[[Tensor], Tensor], inference: bool, gradients: bool, piece: Tensor) -> Tensor:

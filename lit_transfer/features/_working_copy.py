@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lit_transfer.features._boundary import Boundary, Outline, run_until
 from lit_transfer.features._pieces import in_pieces, pieces
@@ -124,11 +123,10 @@ class WorkingCopy:
         units = tuple(f"{name}." if name else "" for name in (*boundary.before, boundary.unit))
         pairs = [pair for pair in _pairs(graph, dict(self.module.named_modules())) if pair[1].startswith(units)]
         for conv, norm in pairs:
-            fused = fuse_conv_bn_eval(
+            _fold_into(
                 cast("nn.Conv2d", self.module.get_submodule(conv)),
                 cast("nn.BatchNorm2d", self.module.get_submodule(norm)),
             )
-            _replace(self.module, conv, fused)
             _replace(self.module, norm, nn.Identity())
         front = tracer.front(graph)
         self._front = None if front is None else fx.GraphModule(self.module, front)
@@ -136,16 +134,23 @@ class WorkingCopy:
 
 
 def _shared(backbone: nn.Module, dtype: torch.dtype | None) -> dict[int, Any]:
-    """Give what a deep copy is to hold in the place of frozen parameters: themselves, or one of the dtype at once.
+    """Give what a deep copy is to hold in the place of frozen parameters: their own values, or those of the dtype.
 
-    Of a vision transformer, a whole copy would take hundreds of megabytes more.
+    Copies of all of them would take hundreds of megabytes for a vision transformer; and folding makes new weights for
+    convolutions anyway, so that copies of the old ones would only leave holes in the process's memory. Convolutions
+    and what is folded into them become of the dtype later.
     """
-    changed = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-    owners = [module for module in backbone.modules() if not isinstance(module, changed)]
-    frozen = [p for owner in owners for p in owner.parameters(recurse=False) if not p.requires_grad and p.ndim < 4]
-    if dtype is None:
-        return {id(parameter): parameter for parameter in frozen}
-    return {id(parameter): nn.Parameter(parameter.to(dtype), requires_grad=False) for parameter in frozen}
+    folded = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    given: dict[int, Any] = {}
+    for module in backbone.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                values = parameter.detach()
+                if dtype is not None and not isinstance(module, folded):
+                    values = values.to(dtype)
+                # A parameter of its own, so that it alone is given another layout or dtype.
+                given[id(parameter)] = nn.Parameter(values, requires_grad=False)
+    return given
 
 
 def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
@@ -164,6 +169,21 @@ def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[str
         once = calls[id(first)] == calls[id(second)] == 1
         if type(first) is nn.Conv2d and once and second.running_mean is not None:
             yield str(conv.target), str(node.target)
+
+
+def _fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Give a convolution new weights, which do what the norm behind it did too."""
+    assert norm.running_mean is not None  # _pairs leaves others out
+    assert norm.running_var is not None
+    with torch.no_grad():
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.affine:
+            scale = scale * norm.weight
+        bias = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
+        # Copied once and scaled in place: weights in between would leave holes in the process's memory.
+        weight = conv.weight.detach().clone(memory_format=torch.channels_last)
+        conv.weight = nn.Parameter(weight.mul_(scale.reshape(-1, 1, 1, 1)), requires_grad=False)
+        conv.bias = nn.Parameter(bias + norm.bias if norm.affine else bias, requires_grad=False)
 
 
 class _Tracer(fx.Tracer):

@@ -240,6 +240,15 @@ class Workers(Callback):
         self.seen.append(trainer.train_dataloader.num_workers)
 
 
+def test_a_fill_gives_back_the_memory_that_it_has_freed(
+    fit: Fit, caching: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("lit_transfer.features._heap._malloc_trim", lambda: given.append)
+    fit(probe(), caching())
+    assert len(given) >= 2, "for train and val"
+
+
 def test_features_are_read_without_workers_and_images_with_them_again(fit: Fit, caching: Any) -> None:
     workers = Workers()
     phases: Any = [HEAD, {"at": {"epoch": 2}, "train": ["head", "stage1"]}]

@@ -32,8 +32,9 @@ def shaken(module: nn.Module) -> nn.Module:
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.running_mean)
             nn.init.uniform_(part.running_var, 0.5, 2)
-            nn.init.uniform_(part.weight, 0.5, 2)
-            nn.init.normal_(part.bias)
+            if part.affine:
+                nn.init.uniform_(part.weight, 0.5, 2)
+                nn.init.normal_(part.bias)
     return module.eval()
 
 
@@ -71,6 +72,7 @@ class Branches(nn.Module):
 
 NETS = {
     "folds": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)), 1),
+    "no affine": (nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False), nn.ReLU()), 1),
     "norm first": (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)), 0),
     "no norm": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 0),
     "twice": (Twice(), 0),
