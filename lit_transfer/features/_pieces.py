@@ -57,11 +57,14 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     With new threads for each batch, those that start while older ones still end are given heaps of their own by the C
     library, which it keeps: up to hundreds of megabytes more on a busy machine.
     """
-    return ThreadPoolExecutor(threads, "pieces", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(threads, "pieces")
 
 
 def _with_modes(compute: Callable[[Tensor], Tensor], inference: bool, gradients: bool, piece: Tensor) -> Tensor:
-    """Compute as the caller's thread would: these modes are a thread's own."""
+    """Compute as the caller's thread would, whose modes are a thread's own, and on this thread alone."""
+    # Not when the thread begins: that may be after the others have done all, and what torch counts for the whole
+    # process would stay at one.
+    torch.set_num_threads(1)
     with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
         return compute(piece)
 
