@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache, partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,27 +43,12 @@ def in_pieces(compute: Callable[[Tensor], Tensor], images: Tensor, *, together: 
         found = [compute(piece) for piece in cut]
         return found[0] if len(found) == 1 else torch.cat(found)
     task = partial(_with_modes, compute, torch.is_inference_mode_enabled(), torch.is_grad_enabled())
-    with _one_thread_each():
-        running = [_pool(os.getpid(), threads).submit(task, piece) for piece in cut]
-        wait(running)  # all of them, also where one fails: nothing goes on behind the caller's back
-        return torch.cat([one.result() for one in running])
-
-
-@lru_cache(maxsize=1)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Give the threads that compute pieces, the same ones for all batches; a forked process gets its own.
-
-    With new threads for each batch, those that start while older ones still end are given heaps of their own by the C
-    library, which it keeps: up to hundreds of megabytes more on a busy machine.
-    """
-    return ThreadPoolExecutor(threads, "pieces")
+    with _one_thread_each(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.cat(list(pool.map(task, cut)))
 
 
 def _with_modes(compute: Callable[[Tensor], Tensor], inference: bool, gradients: bool, piece: Tensor) -> Tensor:
-    """Compute as the caller's thread would, whose modes are a thread's own, and on this thread alone."""
-    # Not when the thread begins: that may be after the others have done all, and what torch counts for the whole
-    # process would stay at one.
-    torch.set_num_threads(1)
+    """Compute as the caller's thread would: these modes are a thread's own."""
     with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
         return compute(piece)
 

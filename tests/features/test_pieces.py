@@ -1,8 +1,6 @@
 """CPU, float32."""
 
-import multiprocessing
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ SIZES = [
     ((5, 3, 1024, 1024), [4, 1]),  # never less than 4
     ((64, 3, 32, 32), [64]),  # small ones cost more to start than to compute
 ]
-TOGETHER = {"together": True}
 
 
 @pytest.mark.parametrize(("shape", "sizes"), SIZES)
@@ -54,25 +51,6 @@ def test_each_piece_is_computed_on_one_thread_in_the_mode_of_the_caller(mode: ty
     assert seen == [expected] * 4
 
 
-def test_all_batches_are_computed_by_the_same_threads_and_a_forked_process_has_its_own(threads: Any) -> None:
-    seen = set()
-
-    def compute(piece: Tensor) -> Tensor:
-        seen.add(threading.get_ident())
-        return piece
-
-    images = torch.rand(32, 3, 224, 224)
-    with threads(2):
-        for _ in range(5):
-            in_pieces(compute, images, together=True)
-        assert len(seen) <= 2
-        child = multiprocessing.get_context("fork").Process(target=in_pieces, args=(compute, images), kwargs=TOGETHER)
-        child.start()
-        child.join(20)
-        child.kill()
-    assert child.exitcode == 0, "it waits for threads that it does not have"
-
-
 def test_pieces_that_are_fewer_than_threads_share_them(threads: Any) -> None:
     seen = []
 
@@ -105,20 +83,3 @@ def test_an_error_in_a_piece_is_the_callers_and_the_threads_are_as_before(thread
         with pytest.raises(ArithmeticError, match="no"):
             in_pieces(compute, torch.rand(32, 3, 224, 224), together=True)
         assert torch.get_num_threads() == 2
-
-
-def test_no_piece_is_computed_behind_the_callers_back_after_an_error(threads: Any) -> None:
-    ended = []
-
-    def compute(piece: Tensor) -> Tensor:
-        if piece[0, 0, 0, 0] == 0:
-            raise ArithmeticError("no")
-        time.sleep(0.2)
-        ended.append(piece)
-        return piece
-
-    images = torch.ones(32, 3, 224, 224)
-    images[0] = 0
-    with threads(2), pytest.raises(ArithmeticError, match="no"):
-        in_pieces(compute, images, together=True)
-    assert len(ended) == 3
