@@ -23,7 +23,7 @@ class HeapTrimming:
         self._seconds, self._last = seconds, -math.inf
 
     def __call__(self) -> None:
-        """Give back, if the last time was long enough ago; that takes about a millisecond."""
+        """Give back, if the last time was long enough ago; that takes some milliseconds."""
         trim = _malloc_trim()
         if trim is not None and monotonic() - self._last >= self._seconds:
             trim(0)

@@ -183,7 +183,8 @@ def _fold_into(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         # Copied once and scaled in place: weights in between would leave holes in the process's memory.
         weight = conv.weight.detach().clone(memory_format=torch.channels_last)
         conv.weight = nn.Parameter(weight.mul_(scale.reshape(-1, 1, 1, 1)), requires_grad=False)
-        conv.bias = nn.Parameter(bias + norm.bias if norm.affine else bias, requires_grad=False)
+        bias = bias + norm.bias if norm.affine else bias
+        conv.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)  # a norm may be kept in float32
 
 
 class _Tracer(fx.Tracer):

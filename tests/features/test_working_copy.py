@@ -93,6 +93,15 @@ def test_what_can_be_folded_is_and_nothing_else(name: str) -> None:
     assert apart(copied(images), net(images)) <= 1e-5
 
 
+@torch.no_grad()
+def test_a_norm_in_float32_is_folded_into_a_narrower_convolution() -> None:
+    net = shaken(nn.Sequential(nn.Conv2d(3, 4, 3).bfloat16(), nn.BatchNorm2d(4)))
+    images = torch.randn(4, 3, 9, 9, dtype=torch.bfloat16)
+    copied = WorkingCopy(net, WHOLE)
+    assert copied.folded == 1
+    assert apart(copied(images), net(images)) <= 1e-2
+
+
 @pytest.mark.parametrize(("name", "folded"), [("mobilenet_v3_small", 34), ("squeezenet1_0", 0), ("timm/resnet18", 20)])
 @torch.no_grad()
 def test_real_architectures_stay_within_the_bound(name: str, folded: int) -> None:
